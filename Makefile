@@ -1,0 +1,71 @@
+# Every target sets itself up: a machine needs make and Python 3.11 or newer.
+# Another Python: make test PYTHON=/path/to/python3.12 (before .venv exists).
+
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
+WORKERS ?= 2
+VENV := .venv
+EXTRAS := dev,peft
+INSTALLED := $(VENV)/.installed.stamp
+RUN := $(VENV)/bin/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint typecheck format build clean
+
+help:
+	@echo "make demo       train a router over the bundled tiny experts, compare, show"
+	@echo "make test       the tests, without the slow ones"
+	@echo "make test-slow  the slow tests"
+	@echo "make lint       ruff (rules and format) and mypy"
+	@echo "make typecheck  mypy alone"
+	@echo "make format     let ruff rewrite the code"
+	@echo "make build      wheel and source archive in dist/"
+	@echo "make install    only set up $(VENV) (every target does it when needed)"
+	@echo "make clean      remove build outputs and caches; $(VENV) and runs/ stay"
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(VENV)/bin/fusionroute demo
+
+test: $(INSTALLED)
+	$(RUN) pytest -n $(WORKERS) -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(RUN) pytest -m slow
+
+lint: $(INSTALLED)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+typecheck: $(INSTALLED)
+	$(RUN) mypy
+
+format: $(INSTALLED)
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+build: $(INSTALLED)
+	$(RUN) build
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Installed again whenever one of these two files is newer than the stamp.
+$(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "Installing fusionroute[$(EXTRAS)] into $(VENV): takes a few minutes the first time ..."
+	@$(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+	@echo "Installed."
+
+$(VENV)/bin/pip:
+	@for python in $(PYTHON); do \
+		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+			echo "Creating $(VENV) with $$python ($$($$python --version)) ..."; \
+			exec $$python -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "No Python 3.11 or newer with the venv module found (tried: $(PYTHON))." >&2; \
+	echo "Install one (on Debian and Ubuntu also the package python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1

@@ -1,0 +1,1 @@
+"""How tokens are produced. The engine knows no method by name."""

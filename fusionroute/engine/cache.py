@@ -1,0 +1,201 @@
+"""The key-value cache behind a runner: one row per sequence, each at its own length.
+
+Letters in shapes: B rows read in this pass, T new tokens (the widest row's), L positions in use, H heads, D head size.
+Knows nothing about sequences: rows belong to whatever handles their owner uses.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+
+@dataclass
+class ReadPlan:
+    """Where one forward pass reads and writes. Rows shorter than T are padded on the left, so all end together."""
+
+    rows: list[int]
+    starts: list[int]
+    counts: list[int]
+
+    @property
+    def width(self) -> int:
+        return max(self.counts)
+
+    @property
+    def ends(self) -> list[int]:
+        return [start + count for start, count in zip(self.starts, self.counts, strict=True)]
+
+    @property
+    def longest(self) -> int:
+        return max(self.ends)
+
+    @property
+    def is_uniform(self) -> bool:
+        """All rows at one length and reading equally many tokens: then transformers' own mask is right, and fastest."""
+        return len(set(self.starts)) == 1 and len(set(self.counts)) == 1
+
+    @property
+    def is_contiguous(self) -> bool:
+        return self.rows == list(range(self.rows[0], self.rows[0] + len(self.rows)))
+
+
+class SlotCache(Cache):
+    """A ``transformers.Cache`` whose rows are joined, cut back and left independently of each other.
+
+    Memory is one rectangle ``[rows, H, positions, D]`` per layer for keys and one for values. It grows by doubling, row
+    count times positions never beyond ``token_limit``, provided that ``rows x longest promised length`` fits it: whoever
+    lets handles join sees to that.
+    """
+
+    def __init__(self, token_limit: int = 2**62):
+        super().__init__(layers=[])
+        self.token_limit = token_limit
+        self.lengths: dict[Hashable, int] = {}
+        self._row: dict[Hashable, int] = {}
+        self._promised: dict[Hashable, int] = {}
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._capacity = (0, 0)  # rows, positions
+        self._plan: ReadPlan | None = None
+
+    def row(self, handle: Hashable) -> int:
+        return self._row[handle]
+
+    def __contains__(self, handle: Hashable) -> bool:
+        return handle in self._row
+
+    @torch.inference_mode()
+    def join(self, handle: Hashable, max_length: int) -> None:
+        """Give ``handle`` an empty row; it promises never to be longer than ``max_length``."""
+        row = self._row[handle] = len(self._row)
+        self.lengths[handle], self._promised[handle] = 0, max_length
+        for buffer in (*self._keys, *self._values):
+            if row < len(buffer):
+                buffer[row].zero_()  # a former owner's NaN would survive any mask (0 x NaN is NaN)
+
+    def cut(self, handle: Hashable, length: int) -> None:
+        """Forget the positions of ``handle`` from ``length`` on."""
+        self.lengths[handle] = min(self.lengths[handle], length)
+
+    @torch.inference_mode()
+    def leave(self, handle: Hashable) -> None:
+        """Free the row; the last row moves into the gap, so rows in use stay contiguous."""
+        row = self._row.pop(handle)
+        del self.lengths[handle], self._promised[handle]
+        last = len(self._row)
+        if row != last:
+            moved = next(other for other, at in self._row.items() if at == last)
+            self._row[moved] = row
+            length = self.lengths[moved]
+            for buffer in (*self._keys, *self._values):
+                if last < len(buffer):
+                    buffer[row].zero_()
+                    buffer[row, :, :length] = buffer[last, :, :length]
+
+    def plan(self, handles: list[Hashable], counts: list[int]) -> ReadPlan:
+        """Prepare one forward pass in which ``handles[i]`` reads ``counts[i]`` more tokens."""
+        rows, starts = [self._row[handle] for handle in handles], [self.lengths[handle] for handle in handles]
+        self._plan = ReadPlan(rows, starts, counts)
+        self._fit(self._plan)
+        self._index = None if self._plan.is_uniform and self._plan.is_contiguous else _WriteIndex(self._plan)
+        return self._plan
+
+    def commit(self, handles: list[Hashable]) -> None:
+        """The pass ended well: what it wrote now counts."""
+        assert self._plan is not None
+        for handle, end in zip(handles, self._plan.ends, strict=True):
+            self.lengths[handle] = end
+        self._plan = None
+
+    @property
+    def capacity(self) -> tuple[int, int]:
+        """Allocated rows and positions."""
+        return self._capacity
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
+
+    def _fit(self, plan: ReadPlan) -> None:
+        rows, positions = self._capacity
+        need_rows, need_positions = len(self._row), max(plan.longest, *self.lengths.values())
+        if need_rows <= rows and need_positions <= positions:
+            return
+        longest = max(need_positions, *self._promised.values())
+        positions = min(longest, max(need_positions, positions if need_positions <= positions else 2 * positions))
+        room = self.token_limit // positions
+        rows = max(need_rows, min(rows if need_rows <= rows else 2 * rows, room))
+        self._capacity = (rows, positions)
+
+    # what transformers' models call
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write ``[B, H, T, D]`` keys and values at (row, position); return the rows in use, ``[B, H, L, D]``."""
+        return self._write(self._keys, key_states, layer_idx), self._write(self._values, value_states, layer_idx)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions before this pass; models use it only where rows are uniform, else explicit positions are given."""
+        return self._plan.starts[0] if self._plan is not None else max(self.lengths.values(), default=0)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    def _write(self, buffers: list[Tensor], new: Tensor, layer: int) -> Tensor:
+        plan = self._plan
+        assert plan is not None, "a forward pass needs a plan"
+        buffer = self._buffer(buffers, new, layer)
+        first, last = plan.rows[0], plan.rows[-1] + 1
+        if self._index is None:
+            buffer[first:last, :, plan.starts[0] : plan.longest] = new
+        else:
+            self._index.write(buffer, new)
+        if plan.is_contiguous:
+            return buffer[first:last, :, : plan.longest]
+        return buffer[:, :, : plan.longest].index_select(0, self._index.rows(buffer.device))  # type: ignore[union-attr]
+
+    def _buffer(self, buffers: list[Tensor], new: Tensor, layer: int) -> Tensor:
+        """The layer's rectangle, grown to the present capacity: one layer at a time, so little is held twice."""
+        rows, positions = self._capacity
+        _, heads, _, size = new.shape
+        if layer == len(buffers):
+            buffers.append(new.new_zeros(rows, heads, positions, size))
+        old = buffers[layer]
+        if (old.shape[0], old.shape[2]) != self._capacity:
+            kept_rows, kept = min(rows, old.shape[0]), min(positions, old.shape[2])
+            buffers[layer] = new.new_zeros(rows, heads, positions, size)
+            buffers[layer][:kept_rows, :, :kept] = old[:kept_rows, :, :kept]
+        return buffers[layer]
+
+
+class _WriteIndex:
+    """Row, position and source column of every new token, padding left out; moved to each device once."""
+
+    def __init__(self, plan: ReadPlan):
+        width = plan.width
+        self._plan_rows = torch.tensor(plan.rows)
+        batch = torch.repeat_interleave(torch.arange(len(plan.rows)), torch.tensor(plan.counts))
+        column = torch.cat([torch.arange(width - count, width) for count in plan.counts])
+        position = torch.cat([torch.arange(start, end) for start, end in zip(plan.starts, plan.ends, strict=True)])
+        self._parts = (self._plan_rows[batch], position, batch, column)
+        self._on: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def rows(self, device: torch.device) -> Tensor:
+        return self._to(device)[-1]
+
+    def write(self, buffer: Tensor, new: Tensor) -> None:
+        rows, position, batch, column, _ = self._to(buffer.device)
+        buffer[rows, :, position] = new[batch, :, column]
+
+    def _to(self, device: torch.device) -> tuple[Tensor, ...]:
+        if device not in self._on:
+            self._on[device] = tuple(part.to(device) for part in (*self._parts, self._plan_rows))
+        return self._on[device]

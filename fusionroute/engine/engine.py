@@ -1,0 +1,136 @@
+"""The loop: schedule, one round of the method, finish. Sequences join and leave between rounds."""
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as ListLike
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fusionroute.config import GenerationSettings
+from fusionroute.engine.memory import token_limit
+from fusionroute.engine.method import Method
+from fusionroute.engine.runner import Runner
+from fusionroute.engine.scheduler import Scheduler
+from fusionroute.engine.sequence import Completion, Sequence
+from fusionroute.errors import PromptError
+
+MAX_BATCH = 64
+
+
+class Engine:
+    """Continuous batching for any method.
+
+    Args:
+        max_batch: sequences that may run at once.
+        cache_limit: bytes of key-value cache per device (``"8GiB"`` works too); None derives it from free memory.
+            More requests than fit wait; one that can never fit is refused at once.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+        cache_limit: int | str | None = None,
+    ):
+        self.method = method
+        self.tokenizer = tokenizer
+        self.scheduler = Scheduler(max_batch, token_limit(method.runners, cache_limit))
+        for runner in method.runners:
+            if isinstance(runner, Runner):
+                runner.cache.token_limit = self.scheduler.token_limit
+
+    def submit(self, prompt_ids: list[int], settings: GenerationSettings) -> Sequence:
+        """Queue a prompt.
+
+        Raises:
+            PromptError: the prompt leaves no room for a token in the smallest context.
+            RequestTooLargeError: it could not run even alone.
+        """
+        sequence = self.sequence(prompt_ids, settings)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def sequence(self, prompt_ids: list[int], settings: GenerationSettings) -> Sequence:
+        """A sequence under this engine's stop rules, not yet queued."""
+        limit = self.method.context_length
+        if len(prompt_ids) >= limit:
+            raise PromptError(
+                f"the prompt has {len(prompt_ids)} tokens but the smallest context of the models is {limit}, "
+                "and one must be left to write; shorten the prompt"
+            )
+        return Sequence(
+            prompt_ids, settings, eos_ids=self.method.eos_ids, context_length=limit, tokenizer=self.tokenizer
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.scheduler.running or self.scheduler.waiting)
+
+    @torch.inference_mode()
+    def step(self) -> list[Sequence]:
+        """One round for everybody who runs; returns those whose answers ended."""
+        self.scheduler.admit()
+        if self.scheduler.running:
+            self.method.step(self.scheduler.running)
+        return self._finish()
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence now, whether it runs or waits; what it wrote stays."""
+        if not sequence.is_finished:
+            sequence.finish("cancelled")
+        self._leave(sequence)
+
+    def rollback(self, sequence: Sequence, length: int) -> None:
+        """Cut a running sequence back to its first ``length`` tokens (prompt included), in every model."""
+        sequence.rollback(length)
+        for runner in self.method.runners:
+            runner.rollback(sequence, length)
+
+    def run(
+        self, sequences: ListLike[Sequence], on_finish: Callable[[Sequence], None] | None = None
+    ) -> list[Completion]:
+        """Step until all of ``sequences`` have ended; completions in their order. ``on_finish`` serves progress bars."""
+        while not all(sequence.is_finished for sequence in sequences):
+            for finished in self.step():
+                if on_finish is not None:
+                    on_finish(finished)
+        return [sequence.completion() for sequence in sequences]
+
+    def generate(
+        self,
+        prompts: ListLike[list[int]],
+        settings: GenerationSettings,
+        on_finish: Callable[[Sequence], None] | None = None,
+    ) -> list[Completion]:
+        """Complete all prompts, in order. All are checked before the first is run."""
+        sequences = [self.sequence(prompt, settings) for prompt in prompts]
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+        try:
+            return self.run(sequences, on_finish)
+        finally:
+            for sequence in sequences:
+                self._leave(sequence)
+
+    def stream(self, prompt: list[int], settings: GenerationSettings) -> Iterator[Sequence]:
+        """Yield the sequence after every round, until it has ended; leaving the loop early cancels it."""
+        sequence = self.submit(prompt, settings)
+        try:
+            while not sequence.is_finished:
+                self.step()
+                yield sequence
+        finally:
+            self.cancel(sequence)
+
+    def _finish(self) -> list[Sequence]:
+        finished = [sequence for sequence in self.scheduler.running if sequence.is_finished]
+        for sequence in finished:
+            self._leave(sequence)
+        return finished
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        for runner in self.method.runners:
+            runner.release(sequence)

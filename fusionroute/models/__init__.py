@@ -1,0 +1,1 @@
+"""What runs a forward pass: loading, the router, the team and its one prompt format."""

@@ -1,0 +1,93 @@
+"""One prompt format for all models of a team. A named template is a chat template in Jinja, like a tokenizer's own."""
+
+from collections.abc import Mapping, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from fusionroute.config import nearest
+from fusionroute.errors import PromptError, SettingsError
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+ALPACA = (
+    "{% set turns = messages %}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% set turns = messages[1:] %}"
+    "{% else %}Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.{% endif %}"
+    "{% for message in turns %}"
+    "{% if message['role'] == 'user' %}\n\n### Instruction:\n{{ message['content'] }}\n\n### Response:\n"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+)
+TEMPLATES = {"alpaca": ALPACA}
+CHAT_TEMPLATE = "chat_template"
+
+
+class PromptFormat:
+    """Turns a prompt (a string, token ids or chat messages) into token ids.
+
+    Args:
+        name: None takes text as it is; ``"chat_template"`` uses the tokenizer's own; else a key of `TEMPLATES`.
+
+    Raises:
+        SettingsError: an unknown name, or a tokenizer without a chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str | None = None):
+        if name is not None and name != CHAT_TEMPLATE and name not in TEMPLATES:
+            raise SettingsError(f"prompt: {nearest(name, [CHAT_TEMPLATE, *TEMPLATES])}, or none for text as it is")
+        if name == CHAT_TEMPLATE and not tokenizer.chat_template:
+            raise SettingsError("prompt is chat_template but the tokenizer has none; name a template such as alpaca")
+        self.tokenizer = tokenizer
+        self.name = name
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of ``prompt``, ready for the first answer token. Raises `PromptError` if there is nothing to read."""
+        if not isinstance(prompt, (str, Sequence)):
+            raise PromptError(f"a prompt is a string, token ids or chat messages; got {type(prompt).__name__}")
+        if len(prompt) == 0:
+            raise PromptError("the prompt is empty; give at least one character, token id or message")
+        if isinstance(prompt, str):
+            ids = self._encode_text(prompt)
+        elif isinstance(prompt[0], Mapping):
+            ids = self._encode_messages(prompt)  # type: ignore[arg-type]
+        else:
+            ids = self._check_ids(prompt)  # type: ignore[arg-type]
+        if not ids:
+            raise PromptError(f"the prompt {prompt!r} has no tokens; give at least one")
+        return ids
+
+    def encode_answer(self, answer: str) -> list[int]:
+        """Token ids of an answer that follows a prompt, with the end-of-sequence token."""
+        ids: list[int] = self.tokenizer(answer, add_special_tokens=False).input_ids
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def _encode_text(self, text: str) -> list[int]:
+        if self.name is not None:
+            return self._encode_messages([{"role": "user", "content": text}])
+        return list(self.tokenizer(text).input_ids)
+
+    def _encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        if self.name is None:
+            raise PromptError(
+                "chat messages need a prompt format; build the team with prompt='chat_template' or a named one"
+            )
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+                raise PromptError(f"a chat message has 'role' and 'content'; got {message!r}")
+        if messages[-1]["role"] == "assistant":
+            raise PromptError("the last message is the assistant's; end with the one to be answered")
+        template = None if self.name == CHAT_TEMPLATE else TEMPLATES[self.name]
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        # A tokenizer's own template writes its special tokens itself; a named one leaves BOS to the tokenizer
+        return list(self.tokenizer(text, add_special_tokens=self.name != CHAT_TEMPLATE).input_ids)
+
+    def _check_ids(self, ids: Sequence[int]) -> list[int]:
+        size = len(self.tokenizer)
+        for token in ids:
+            if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= int(token) < size:
+                raise PromptError(f"a prompt of token ids holds integers from 0 to {size - 1}; got {token!r}")
+        return [int(token) for token in ids]

@@ -1,0 +1,123 @@
+"""The router: a causal LM with one linear map from its final hidden state to a weight per expert (spec, section 3)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from fusionroute.errors import CheckpointError, SettingsError
+from fusionroute.models.loading import Dtype, ModelReference, as_reference, load_model
+
+ROUTE_HEAD_FILE = "route_head.safetensors"
+
+
+@dataclass
+class RouterOutput(ModelOutput):
+    """One forward pass: next-token logits ``[batch, positions, vocabulary]``, route logits W h ``[batch, positions, experts]``."""
+
+    logits: Tensor | None = None
+    route_logits: Tensor | None = None
+
+
+class Router(nn.Module):
+    """π_θ and w = ⟨W, h⟩ from a single forward pass over the same prefix.
+
+    Args:
+        lm: any transformers causal LM; it is trained with the head.
+        num_experts: n, at least 1.
+        bias: the paper prints w = ⟨W, h⟩, so off by default.
+
+    Routing weights are softmax(W h), computed in float32 whatever the LM's dtype.
+    """
+
+    def __init__(self, lm: PreTrainedModel, num_experts: int, *, bias: bool = False):
+        super().__init__()
+        if num_experts < 1:
+            raise SettingsError(f"a router needs at least one expert; got num_experts={num_experts}")
+        self.lm = lm
+        text_config = lm.config.get_text_config()
+        self.route_head = nn.Linear(text_config.hidden_size, num_experts, bias=bias, device=lm.device, dtype=lm.dtype)
+        nn.init.normal_(self.route_head.weight, std=getattr(text_config, "initializer_range", 0.02))
+        if bias:
+            nn.init.zeros_(self.route_head.bias)
+
+    @property
+    def num_experts(self) -> int:
+        return self.route_head.out_features
+
+    @property
+    def config(self) -> Any:
+        return self.lm.config
+
+    @property
+    def generation_config(self) -> Any:
+        return self.lm.generation_config
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm.dtype
+
+    def forward(self, input_ids: Tensor, *, logits_to_keep: int = 0, **inputs: Any) -> RouterOutput:
+        """Logits and route logits at the last ``logits_to_keep`` positions (0 = all); other inputs go to the LM."""
+        captured: list[Tensor] = []
+        # The decoder's output is what feeds the LM head, after the final norm; asking for all hidden states instead
+        # would keep every layer's
+        hook = self.lm.get_decoder().register_forward_hook(lambda _module, _args, output: captured.append(output[0]))
+        try:
+            logits = self.lm(input_ids=input_ids, logits_to_keep=logits_to_keep, **inputs).logits
+        finally:
+            hook.remove()
+        return RouterOutput(logits=logits, route_logits=self.route(captured[0][:, -logits_to_keep:]))
+
+    def route(self, hidden: Tensor) -> Tensor:
+        """W h in float32: ``[..., hidden]`` to ``[..., experts]``."""
+        head = self.route_head
+        bias = None if head.bias is None else head.bias.float()
+        return nn.functional.linear(hidden.to(head.weight.device).float(), head.weight.float(), bias)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        self.lm.gradient_checkpointing_enable(**options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the LM as a normal checkpoint with the head beside it, so the folder also loads as a plain causal LM."""
+        self.lm.save_pretrained(folder)
+        head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.route_head.state_dict().items()}
+        save_file(head, Path(folder) / ROUTE_HEAD_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path | ModelReference, *, dtype: Dtype = None, device: Any = None) -> Self:
+        """Load what `save_pretrained` wrote. Raises `CheckpointError` if either part is missing or corrupt."""
+        reference = as_reference(folder)
+        head = load_route_head(Path(reference.model))
+        lm = load_model(reference, dtype=dtype, device=device)
+        num_experts, hidden_size = head["weight"].shape
+        if hidden_size != lm.config.get_text_config().hidden_size:
+            raise CheckpointError(
+                f"{reference.model}: the route head reads {hidden_size} features but the LM has "
+                f"{lm.config.get_text_config().hidden_size}; the folder mixes two routers, save it again"
+            )
+        router = cls(lm, num_experts, bias="bias" in head)
+        router.route_head.load_state_dict(head)
+        return router.eval()
+
+
+def load_route_head(folder: Path) -> dict[str, Tensor]:
+    """The route head's tensors: ``weight`` ``[experts, hidden]`` and maybe ``bias``. Raises `CheckpointError`."""
+    path = folder / ROUTE_HEAD_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {ROUTE_HEAD_FILE}, so it is no router; train one with fusionroute sft")
+    try:
+        head = load_file(path)
+        return {name: head[name] for name in ("weight", "bias") if name in head or name == "weight"}
+    except (SafetensorError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path} is corrupt ({error}); save the router again") from error

@@ -1,0 +1,1 @@
+"""Pure maths, tensors in and out: no models, no files."""

@@ -1,0 +1,71 @@
+"""Where results are written: under a temporary name first, then renamed, and never over another run unasked."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fusionroute.errors import OutputExistsError
+
+
+@contextmanager
+def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends well, and is removed when it does not.
+
+    Raises:
+        OutputExistsError: ``path`` exists, is not an empty folder, and ``overwrite`` is False.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        _replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise `OutputExistsError` if writing to ``path`` would touch what somebody else wrote."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise OutputExistsError(f"{path} is a file; give a folder")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise OutputExistsError(
+            f"{path} already holds {_glimpse(path)}; choose another output folder, or ask for it to be overwritten"
+        )
+
+
+def _glimpse(path: Path) -> str:
+    names = sorted(item.name for item in path.iterdir())
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Swap by renames; the old folder is deleted only once the new one stands in its place."""
+    old = None
+    if target.exists():
+        old = source.with_suffix(".old")
+        os.replace(target, old)
+    os.replace(source, target)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write readable JSON so that a reader sees the old file or the new one, never half of it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
