@@ -1,4 +1,4 @@
-"""Tiny random models of real families, built in code. Decisive weights: near-ties would make token equality a coin toss."""
+"""Tiny random models of real families, built in code. Decisive weights: with near-ties equality is chance."""
 
 from typing import Any
 

@@ -46,9 +46,9 @@ class ReadPlan:
 class SlotCache(Cache):
     """A ``transformers.Cache`` whose rows are joined, cut back and left independently of each other.
 
-    Memory is one rectangle ``[rows, H, positions, D]`` per layer for keys and one for values. It grows by doubling, row
-    count times positions never beyond ``token_limit``, provided that ``rows x longest promised length`` fits it: whoever
-    lets handles join sees to that.
+    Memory is one rectangle ``[rows, H, positions, D]`` per layer for keys and one for values. It grows by doubling,
+    rows times positions never beyond ``token_limit``, provided that rows times the longest promised length fits it:
+    whoever lets handles join sees to that.
     """
 
     def __init__(self, token_limit: int = 2**62):

@@ -53,7 +53,7 @@ def append_tokens(
 
     Args:
         tokens: ``[sequences]``.
-        logits: what they were chosen from, ``[sequences, vocabulary]``; log-probabilities are computed only if asked for.
+        logits: what they were chosen from, ``[sequences, vocabulary]``; log-probabilities are computed if asked for.
         experts, weights: name and routing weights for each sequence.
         decided_by: codes of `ops.agreement.decided_by`, ``[sequences]``; None = the expert.
     """

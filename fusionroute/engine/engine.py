@@ -91,7 +91,7 @@ class Engine:
     def run(
         self, sequences: ListLike[Sequence], on_finish: Callable[[Sequence], None] | None = None
     ) -> list[Completion]:
-        """Step until all of ``sequences`` have ended; completions in their order. ``on_finish`` serves progress bars."""
+        """Step until all of ``sequences`` have ended; completions in their order. ``on_finish`` is for progress."""
         while not all(sequence.is_finished for sequence in sequences):
             for finished in self.step():
                 if on_finish is not None:

@@ -22,7 +22,7 @@ def bytes_per_token(model: Any, name: str) -> int:
     """Cache bytes that one token of one sequence takes in ``model``; checks the model on first sight.
 
     Raises:
-        UnsupportedModelError: its cache cannot be cut back, or reading in turns does not give what one plain pass gives.
+        UnsupportedModelError: its cache cannot be cut back, or reading in turns does not give what a plain pass does.
     """
     if model not in _bytes_per_token:
         _refuse_by_kind(model, name)

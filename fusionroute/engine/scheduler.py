@@ -22,8 +22,8 @@ class Scheduler:
         """Queue a sequence. Raises `RequestTooLargeError` if it could not run even alone."""
         if sequence.max_length > self.token_limit:
             raise RequestTooLargeError(
-                f"a prompt of {sequence.prompt_length} tokens with room for {sequence.max_length - sequence.prompt_length} "
-                f"more needs {sequence.max_length} cached tokens but the limit is {self.token_limit}; "
+                f"a prompt of {sequence.prompt_length} tokens and its answer need {sequence.max_length} cached tokens "
+                f"but the limit is {self.token_limit}; "
                 "shorten it, ask for fewer new tokens, or raise cache_limit"
             )
         self.waiting.append(sequence)

@@ -1,4 +1,4 @@
-"""FusionRoute (arXiv 2601.05106): per token, the router picks one expert and adds its own log-probabilities, Eq. (1)."""
+"""FusionRoute (arXiv 2601.05106), Eq. (1): per token, the router picks an expert and adds its own log-probabilities."""
 
 from collections.abc import Sequence as ListLike
 

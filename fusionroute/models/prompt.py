@@ -43,7 +43,7 @@ class PromptFormat:
         self.name = name
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of ``prompt``, ready for the first answer token. Raises `PromptError` if there is nothing to read."""
+        """Token ids of ``prompt``, ready for the first answer token. Raises `PromptError` if there are none."""
         if not isinstance(prompt, (str, Sequence)):
             raise PromptError(f"a prompt is a string, token ids or chat messages; got {type(prompt).__name__}")
         if len(prompt) == 0:

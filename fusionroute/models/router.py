@@ -19,7 +19,12 @@ ROUTE_HEAD_FILE = "route_head.safetensors"
 
 @dataclass
 class RouterOutput(ModelOutput):
-    """One forward pass: next-token logits ``[batch, positions, vocabulary]``, route logits W h ``[batch, positions, experts]``."""
+    """One forward pass.
+
+    Attributes:
+        logits: of the next token, ``[batch, positions, vocabulary]``.
+        route_logits: W h, ``[batch, positions, experts]``, float32.
+    """
 
     logits: Tensor | None = None
     route_logits: Tensor | None = None
@@ -89,7 +94,7 @@ class Router(nn.Module):
         self.lm.gradient_checkpointing_enable(**options)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the LM as a normal checkpoint with the head beside it, so the folder also loads as a plain causal LM."""
+        """Write the LM as a normal checkpoint, which loads as a plain causal LM too, with the head beside it."""
         self.lm.save_pretrained(folder)
         head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.route_head.state_dict().items()}
         save_file(head, Path(folder) / ROUTE_HEAD_FILE, metadata={"format": "pt"})

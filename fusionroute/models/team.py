@@ -141,7 +141,10 @@ class TeamModels:
         return ModelReference(model=str(Path(location).resolve()) if Path(location).is_dir() else location)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, save_experts: bool = False) -> str:
-        """Upload what `save_pretrained` writes; returns the commit's address. Refuses experts known only by a local folder."""
+        """Upload what `save_pretrained` writes; returns the commit's address.
+
+        Raises `SettingsError` for an expert that is known only by a local folder.
+        """
         from huggingface_hub import HfApi
 
         local = [] if save_experts else [name for name in self.experts if Path(self._reference(name).model).exists()]

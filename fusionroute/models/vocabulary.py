@@ -21,8 +21,8 @@ def check_tokenizers(team: PreTrainedTokenizerBase, others: Mapping[str, PreTrai
         different = [token for token in expected.keys() | found.keys() if expected.get(token) != found.get(token)]
         if different:
             raise VocabularyError(
-                f"the tokenizer of {_model(name)} differs from the team's in {len(different)} of {len(expected)} tokens, "
-                f"e.g. {_examples(different, expected, found)}; use models fine-tuned from one base, "
+                f"the tokenizer of {_model(name)} differs from the team's in {len(different)} of {len(expected)} "
+                f"tokens, e.g. {_examples(different, expected, found)}; use models fine-tuned from one base, "
                 "or a method for different tokenizers"
             )
         for role in ("bos_token", "eos_token"):
@@ -45,14 +45,14 @@ def check_models(router: PreTrainedModel, experts: Mapping[str, PreTrainedModel]
     size = router.config.get_text_config().vocab_size
     if tokenizer_size > size:
         raise VocabularyError(
-            f"the tokenizer has {tokenizer_size} tokens but the router only {size}; use the tokenizer it was trained with"
+            f"the tokenizer has {tokenizer_size} tokens but the router only {size}; use the router's own"
         )
     for name, expert in experts.items():
         found = expert.config.get_text_config().vocab_size
         if found != size:
             raise VocabularyError(
                 f"{_model(name)} has a vocabulary of {found} token ids but the router has {size} "
-                f"(ids {min(found, size)} to {max(found, size) - 1} exist in one alone); use models fine-tuned from one base"
+                f"(ids {min(found, size)} to {max(found, size) - 1} exist in one alone); use models of one base"
             )
         _check_special_ids(name, router, expert)
     return size

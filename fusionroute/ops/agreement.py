@@ -17,9 +17,9 @@ def informative(top_choices: Tensor) -> Tensor:
 
 
 def agreement_matrix(top_choices: Tensor) -> Tensor:
-    """Share of positions where experts i and j pick the same token: ``[positions, experts]`` to float ``[experts, experts]``.
+    """Share of positions where experts i and j pick the same token; NaN where there are no positions.
 
-    NaN where there are no positions.
+    ``[positions, experts]`` token ids to float ``[experts, experts]``.
     """
     return (top_choices[:, :, None] == top_choices[:, None, :]).float().mean(0)
 

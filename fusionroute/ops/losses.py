@@ -8,7 +8,7 @@ from torch import Tensor
 
 def target_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """−log π(target): ``[positions, vocabulary]`` and ``[positions]`` to float32 ``[positions]``."""
-    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return torch.nn.functional.cross_entropy(_at_least_float32(logits), targets, reduction="none")
 
 
 def expected_nll(route_logits: Tensor, expert_nll: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def expected_nll(route_logits: Tensor, expert_nll: Tensor) -> Tensor:
         route_logits: W h, ``[..., experts]``.
         expert_nll: each frozen expert's negative log-probability of the known next token, ``[..., experts]``.
     """
-    return (route_logits.float().softmax(-1) * expert_nll).sum(-1)
+    return (_at_least_float32(route_logits).softmax(-1) * expert_nll).sum(-1)
 
 
 @dataclass
@@ -40,6 +40,10 @@ class SFTSums:
         tokens = self.tokens if tokens is None else tokens
         informative = self.informative if informative is None else informative
         return self.lm / _at_least_one(tokens) + weight * self.routing / _at_least_one(informative)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _at_least_one(count: Tensor | int) -> Tensor:

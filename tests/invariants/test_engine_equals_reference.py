@@ -113,7 +113,8 @@ def test_a_cancelled_neighbour_changes_nothing() -> None:
     found = engine.run(sequences)
     for index in (1, 2, 4, 5):
         assert found[index].token_ids == wanted[index].token_ids
-    assert found[0].finish_reason == "cancelled" and found[0].token_ids == wanted[0].token_ids[:4]
+    assert found[0].finish_reason == "cancelled"
+    assert found[0].token_ids == wanted[0].token_ids[:4]
 
 
 def test_a_foreign_token_after_a_rollback_is_read_by_every_model() -> None:
