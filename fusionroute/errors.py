@@ -29,6 +29,10 @@ class RequestTooLargeError(FusionRouteError, ValueError):
     """One request needs more cache memory than the limit allows, so waiting would not help."""
 
 
+class ModelOutputError(FusionRouteError):
+    """A model returned logits that are no distribution; what was written before stays valid."""
+
+
 class DataError(FusionRouteError, ValueError):
     """Training data is missing, empty, malformed, or does not belong to these scores."""
 

@@ -9,7 +9,7 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import MAX_BATCH, Engine
 from fusionroute.engine.probe import bytes_per_token
 from fusionroute.engine.sequence import Completion, Sequence
-from fusionroute.errors import PromptError, SettingsError
+from fusionroute.errors import ModelOutputError, PromptError, SettingsError
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.models.prompt import Prompt
 from fusionroute.models.team import TeamModels
@@ -87,8 +87,8 @@ class Team(TeamModels):
     ) -> Iterator[StreamedToken]:
         """Complete one prompt, yielding each token as it is written; options and errors as in `generate`.
 
-        Bad input is refused here, before the first token is asked for. A model that fails midway ends the stream with
-        ``finish_reason`` "error".
+        Bad input is refused here, before the first token is asked for. A model that fails midway raises
+        `ModelOutputError`.
         """
         parsed = GenerationSettings.parse(settings)
         ids = self.prompt_format.encode(prompt)
@@ -112,3 +112,5 @@ def _tokens(rounds: Iterator[Sequence]) -> Iterator[StreamedToken]:
                 finish_reason=sequence.finish_reason if is_newest else None,
             )
         seen, shown = len(sequence.trace), len(text) if records else shown
+        if sequence.error is not None:
+            raise ModelOutputError(sequence.error)

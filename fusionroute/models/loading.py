@@ -45,12 +45,13 @@ def load_model(
     reference = as_reference(reference)
     location = require_location(reference.model)
     device = torch.device(reference.device or device or default_device())
+    wanted = resolve_dtype(reference.dtype or dtype)
     loaded: Any
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             location,
             revision=reference.revision,
-            dtype=resolve_dtype(reference.dtype or dtype) or "auto",
+            dtype=wanted or "auto",
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -59,7 +60,7 @@ def load_model(
         raise CheckpointError(_unreadable(location, error)) from error
     model, report = loaded
     _refuse_incomplete(location, report)
-    if model.dtype == torch.float16 and device.type == "cpu" and not (reference.dtype or dtype):
+    if model.dtype == torch.float16 and device.type == "cpu" and wanted is None:
         model = model.float()
     return model.to(device).eval()
 

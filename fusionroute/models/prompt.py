@@ -16,7 +16,9 @@ ALPACA = (
     "{% else %}Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.{% endif %}"
     "{% for message in turns %}"
-    "{% if message['role'] == 'user' %}\n\n### Instruction:\n{{ message['content'] }}\n\n### Response:\n"
+    "{% if message['role'] == 'user' %}"
+    # inside an expression: transformers' Jinja drops a newline that follows a block
+    "{{ '\n\n### Instruction:\n' + message['content'] + '\n\n### Response:\n' }}"
     "{% else %}{{ message['content'] }}{% endif %}"
     "{% endfor %}"
 )

@@ -115,13 +115,10 @@ class TeamModels:
         """
         team_file = self._team_file(save_experts)
         with new_folder(folder, overwrite=overwrite) as target:
-            self.router.save_pretrained(target / ROUTER_FOLDER)
-            self.tokenizer.save_pretrained(target / ROUTER_FOLDER)
             for name, expert in self.experts.items() if save_experts else ():
                 expert.save_pretrained(target / EXPERTS_FOLDER / name)
                 self.tokenizer.save_pretrained(target / EXPERTS_FOLDER / name)
-            write_text(target / "README.md", model_card(Path(folder).name, team_file.experts, self.prompt))
-            write_json(target / TEAM_FILE, team_file.model_dump())
+            write_team(target, self.router, self.tokenizer, team_file, name=Path(folder).name)
 
     def _team_file(self, save_experts: bool) -> TeamFile:
         entries = []
@@ -198,6 +195,29 @@ class TeamModels:
         }
         check_tokenizers(tokenizer, {name: load_tokenizer(reference) for name, reference in references.items()})
         return cls(router, experts, tokenizer, team_file.prompt, references=references)
+
+
+def write_team(
+    folder: str | Path,
+    router: Router,
+    tokenizer: PreTrainedTokenizerBase,
+    team_file: TeamFile,
+    *,
+    name: str | None = None,
+) -> None:
+    """Write a team beside whatever ``folder`` holds. Experts are known by reference, so they need not be loaded.
+
+    Each part is whole or absent, and ``team.json`` comes last: a folder that has it is complete.
+
+    Args:
+        name: of the team, for its model card; None takes the folder's.
+    """
+    folder = Path(folder)
+    with new_folder(folder / ROUTER_FOLDER, overwrite=True) as target:
+        router.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    write_text(folder / "README.md", model_card(name or folder.name, team_file.experts, team_file.prompt))
+    write_json(folder / TEAM_FILE, team_file.model_dump())
 
 
 def context_length(model: Any) -> int:

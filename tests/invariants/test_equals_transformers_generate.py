@@ -3,10 +3,10 @@
 import re
 
 import pytest
-import tiny
 import torch
 from transformers import PreTrainedModel
 
+import tiny
 from fusionroute import Router, Team
 
 NEW = 14
@@ -20,7 +20,7 @@ def silent_router(family: str, num_experts: int = 1) -> Router:
 
 
 def generated(model: PreTrainedModel, prompts: list[list[int]], **options) -> list[list[int]]:
-    """transformers' own greedy answers to a left-padded batch, cut after the first EOS."""
+    """Transformers' own greedy answers to a left-padded batch, cut after the first EOS."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -21,10 +21,11 @@ LEVELS = [
     {"server", "vllm_plugin", "zoo"},
     {"training", "evaluation"},
     {"methods", "moe"},
+    {"terminal"},
     {"engine"},
     {"models"},
     {"ops"},
-    {"config", "output"},
+    {"config", "environment", "output"},
     {"errors"},
 ]
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}

@@ -1,8 +1,8 @@
 """Design, section 10: 5. The experts' order and names are labels; the answer does not know them."""
 
-import tiny
 import torch
 
+import tiny
 from fusionroute import Router, Team
 
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
+import tiny
 from fusionroute import Team
 
 

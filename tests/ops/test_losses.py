@@ -30,7 +30,9 @@ def test_sft_loss_by_hand() -> None:
 
 
 def test_expected_nll_by_hand() -> None:
-    torch.testing.assert_close(expected_nll(*(example()[k] for k in ("route_logits", "expert_nll"))), torch.tensor([1.25, 0.6]))
+    torch.testing.assert_close(
+        expected_nll(*(example()[k] for k in ("route_logits", "expert_nll"))), torch.tensor([1.25, 0.6])
+    )
 
 
 def test_target_nll_is_the_negative_log_probability() -> None:

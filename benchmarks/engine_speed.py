@@ -1,0 +1,225 @@
+"""How fast the engine is: ratios inside one run, on random Llamas, written to a JSON file with versions.
+
+    python benchmarks/engine_speed.py --output benchmarks/results/engine_speed.json
+    python benchmarks/engine_speed.py --render benchmarks/results/engine_speed.json
+
+Every comparison warms up, then alternates its candidates, so that a machine whose speed drifts slows both; what is
+reported is the median over rounds of the ratio within a round, with the smallest and the largest. Two routing traces
+are measured: `steady` stays with one expert, `restless` is what a random route head does, which changes expert at most
+tokens: every change costs a read of several tokens.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fusionroute import GenerationSettings, Router
+from fusionroute.engine.engine import Engine
+from fusionroute.methods.fusion_route import FusionRoute
+from fusionroute.output import write_json
+
+SIZES = {
+    "200m": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
+VOCABULARY, PROMPT, NEVER = 32000, 32, -1e4
+
+
+class Models:
+    """What a method needs of a team; random models have no tokenizer."""
+
+    def __init__(self, router: Router, experts: dict[str, LlamaForCausalLM]):
+        self.router, self.experts = router, experts
+        self.eos_ids: frozenset[int] = frozenset()
+        self.context_length = 2048
+
+
+def build(size: str, num_experts: int, dtype: torch.dtype) -> tuple[LlamaForCausalLM, list[LlamaForCausalLM]]:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=2048, bos_token_id=None, eos_token_id=None, **SIZES[size]
+    )
+    models = []
+    for seed in range(num_experts + 1):
+        torch.manual_seed(seed)
+        models.append(LlamaForCausalLM(config).to(dtype).eval())
+    return models[0], models[1:]
+
+
+def team(router_lm: LlamaForCausalLM, experts: list[LlamaForCausalLM], trace: str, reachable: int = 3) -> Models:
+    """A team whose router writes the trace: `steady` always expert 0, `restless` any of the first ``reachable``."""
+    router = Router(router_lm, len(experts), bias=True).eval()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(7)
+        rows = torch.randn(reachable, router_lm.config.hidden_size, generator=generator).to(router.dtype)
+        router.route_head.weight.zero_()
+        router.route_head.bias.fill_(NEVER)
+        if trace == "steady":
+            router.route_head.bias[0] = 0
+        else:
+            router.route_head.bias[:reachable] = 0
+            router.route_head.weight[:reachable] = rows
+    return Models(router, {f"expert{at}": expert for at, expert in enumerate(experts)})
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, VOCABULARY, (count, PROMPT), generator=generator).tolist()
+
+
+def generate(model: LlamaForCausalLM, new: int) -> Callable[[], None]:
+    ids = torch.tensor(prompts(1))
+    return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+
+
+class Fused:
+    """A callable that completes ``count`` prompts and remembers what it did."""
+
+    def __init__(self, models: Models, new: int, count: int = 1):
+        self.models, self.count = models, count
+        self.settings = GenerationSettings(max_new_tokens=new, ignore_eos=True)
+
+    def __call__(self) -> None:
+        engine = Engine(FusionRoute(self.models), max_batch=self.count)  # type: ignore[arg-type]
+        completions = engine.generate(prompts(self.count), self.settings)
+        self.runners = engine.method.runners
+        self.traces = [[record.expert for record in completion.trace] for completion in completions]
+
+    def changes(self) -> float:
+        """Share of tokens that another expert wrote than the one before."""
+        pairs = [pair for trace in self.traces for pair in zip(trace, trace[1:], strict=False)]
+        return sum(left != right for left, right in pairs) / len(pairs)
+
+    def tokens_read(self, new: int) -> dict[str, float]:
+        return {runner.name: runner.tokens_read / (self.count * new) for runner in self.runners}
+
+
+def alternate(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round, after one unmeasured round."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_number in range(rounds + 1):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if round_number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(above: list[float], below: list[float]) -> dict[str, float]:
+    each = [a / b for a, b in zip(above, below, strict=True)]
+    return {"median": statistics.median(each), "min": min(each), "max": max(each)}
+
+
+def one_stream(size: str, new: int, rounds: int) -> dict:
+    router_lm, experts = build(size, 3, torch.float32)
+    result = {}
+    for trace in ("steady", "restless"):
+        fused = Fused(team(router_lm, experts, trace), new)
+        seconds = alternate(
+            {"router": generate(router_lm, new), "expert": generate(experts[0], new), "fused": fused}, rounds
+        )
+        both = [r + e for r, e in zip(seconds["router"], seconds["expert"], strict=True)]
+        result[trace] = {
+            "fused / (router + expert)": ratio(seconds["fused"], both),
+            "milliseconds per token": {
+                name: 1000 * statistics.median(values) / new for name, values in seconds.items()
+            },
+            "tokens read per output token": fused.tokens_read(new),
+            "share of tokens that change expert": fused.changes(),
+        }
+    return result
+
+
+def expert_count(size: str, new: int, rounds: int) -> dict:
+    router_lm, experts = build(size, 8, torch.float32)
+    few, many = (Fused(team(router_lm, experts[:n], "restless", reachable=2), new) for n in (2, 8))
+    seconds = alternate({"2": few, "8": many}, rounds)
+    assert few.traces == many.traces, "the comparison needs one routing trace"
+    return {"8 experts / 2 experts": ratio(seconds["8"], seconds["2"]), "share of tokens that change expert": many.changes()}
+
+
+def batch(size: str, new: int, rounds: int, dtype: torch.dtype) -> dict:
+    router_lm, experts = build(size, 3, dtype)
+    result = {}
+    for trace in ("steady", "restless"):
+        models = team(router_lm, experts, trace)
+        one, sixteen = Fused(models, new), Fused(models, new, count=16)
+        seconds = alternate({"1": one, "16": sixteen}, rounds)
+        per_second = {name: [int(name) * new / s for s in values] for name, values in seconds.items()}
+        result[trace] = {
+            "tokens/s at 16 / at 1": ratio(per_second["16"], per_second["1"]),
+            "tokens/s": {name: statistics.median(values) for name, values in per_second.items()},
+            "tokens read per output token": sixteen.tokens_read(new),
+        }
+    return result
+
+
+def measure(size: str, new: int, rounds: int) -> dict:
+    return {
+        "what": {
+            "models": f"random Llama, {size}, float32 unless named",
+            "parameters": sum(p.numel() for p in build(size, 0, torch.float32)[0].parameters()),
+            "prompt": PROMPT,
+            "new tokens": new,
+            "rounds": rounds,
+        },
+        "versions": {name: version(name) for name in ("fusionroute", "torch", "transformers")},
+        "machine": {
+            "python": platform.python_version(),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "one stream, 3 experts": one_stream(size, new, rounds),
+        "number of experts": expert_count(size, new, rounds),
+        "batch, float32": batch(size, new, rounds, torch.float32),
+        "batch, bfloat16": batch(size, new, rounds, torch.bfloat16),
+    }
+
+
+def render(results: dict) -> str:
+    stream, count = results["one stream, 3 experts"], results["number of experts"]
+    rows = []
+    for trace, values in stream.items():
+        rows.append((f"time per token / (router + one expert by generate), {trace}", values["fused / (router + expert)"]))
+    rows.append(("time per token with 8 experts / with 2, same trace", count["8 experts / 2 experts"]))
+    for dtype in ("float32", "bfloat16"):
+        for trace, values in results[f"batch, {dtype}"].items():
+            rows.append((f"tokens/s at 16 sequences / at 1, {dtype}, {trace}", values["tokens/s at 16 / at 1"]))
+    lines = ["| what | median | min to max |", "|---|---|---|"]
+    lines += [f"| {name} | {r['median']:.2f} | {r['min']:.2f} to {r['max']:.2f} |" for name, r in rows]
+    for trace, values in stream.items():
+        read = values["tokens read per output token"]
+        experts = sum(value for name, value in read.items() if name != "router")
+        lines.append(f"| tokens read per output token, {trace}: router; experts together | {read['router']:.2f}; {experts:.2f} | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--render", type=Path, help="print a finished result as a table")
+    parser.add_argument("--size", choices=SIZES, default="200m")
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    if options.render:
+        print(render(json.loads(options.render.read_text())))
+        return
+    if options.output is None or (options.output.exists() and not options.overwrite):
+        parser.error("give --output FILE; a file that exists needs --overwrite")
+    results = measure(options.size, options.new, options.rounds)
+    write_json(options.output, results)
+    print(render(results), f"\n\nwritten to {options.output}")
+
+
+if __name__ == "__main__":
+    main()

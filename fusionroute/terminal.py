@@ -1,0 +1,190 @@
+"""How answers, comparisons and progress look in a terminal; plain text, free of control codes, where there is none."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.style import Style
+from rich.table import Column, Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from fusionroute.engine.sequence import Completion, TraceRecord
+from fusionroute.engine.text import GrowingText
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers, those readable on black and on white first.
+PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")
+AGAINST_EXPERT = ("router", "neither")  # deciders of a token that the expert alone would not have written
+MARK = Style(underline=True)
+BEST = Style(bold=True, color="#009e73")
+# What a model writes must not steer the terminal: control characters are shown as their pictures (␛ for escape).
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+PLAIN_SHARE = 10  # where there is no bar, a line for every tenth
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that can be shown once a token is written, and who wrote that token."""
+
+    text: str
+    expert: str
+    decided_by: str
+
+
+class Estimated(Protocol):
+    """A value with its interval; read-only, so that frozen dataclasses fit."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def expert_styles(names: Sequence[str]) -> dict[str, Style]:
+    """A colour per expert by its place in the team; beyond the palette the colours come again in italics."""
+    laps = [divmod(at, len(PALETTE)) for at in range(len(names))]
+    return {
+        name: Style(color=PALETTE[colour], italic=True if lap % 2 else None)
+        for name, (lap, colour) in zip(names, laps, strict=True)
+    }
+
+
+def pieces(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
+    """``completion.text`` cut by token; a character of several tokens belongs to the token that completes it."""
+    growing, shown, end = GrowingText(tokenizer), 0, len(completion.text)
+    for record in completion.trace:
+        growing.push(record.token_id)
+        if record is completion.trace[-1]:
+            growing.finish()
+        text = growing.text[shown:end]
+        shown = len(growing.text)
+        if text:
+            yield Piece(text, record.expert, record.decided_by)
+
+
+def token_text(text: str, expert: str, decided_by: str, styles: Mapping[str, Style]) -> Text:
+    """One token's text in its expert's style, marked if the expert alone would have written another."""
+    style = styles.get(expert, Style())
+    return Text(text.translate(VISIBLE), style + MARK if decided_by in AGAINST_EXPERT else style)
+
+
+def coloured_answer(completion: Completion, tokenizer: PreTrainedTokenizerBase, styles: Mapping[str, Style]) -> Text:
+    """The answer, each token in the style of the expert that wrote it; special tokens are not shown."""
+    written = pieces(completion, tokenizer)
+    return Text().join(token_text(piece.text, piece.expert, piece.decided_by, styles) for piece in written)
+
+
+def legend(styles: Mapping[str, Style], trace: Iterable[TraceRecord]) -> Text:
+    """Which colour is whose and how many of the tokens each wrote; the mark is explained if it occurs."""
+    records = list(trace)
+    counts = Counter(record.expert for record in records)
+    parts = [
+        Text.assemble((name, style), f" {counts[name] / max(len(records), 1):.0%}") for name, style in styles.items()
+    ]
+    if any(record.decided_by in AGAINST_EXPERT for record in records):
+        parts.append(Text.assemble(("underlined", MARK), ": the expert alone would have written something else"))
+    return Text("   ").join(parts)
+
+
+def comparison_table(rows: Mapping[str, Mapping[str, Estimated]], *, title: str = "", caption: str = "") -> Table:
+    """Methods down, tasks across: percent, below it the interval, the best of each column highlighted."""
+    columns = list(next(iter(rows.values())))
+    best = {column: max(row[column].value for row in rows.values()) for column in columns}
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right", vertical="bottom")
+    for method, row in rows.items():
+        cells = [_cell(row[column], is_best=row[column].value == best[column]) for column in columns]
+        table.add_row(method, *cells)
+    return table
+
+
+def _cell(estimate: Estimated, *, is_best: bool) -> Text:
+    value = Text(f"{100 * estimate.value:.0f}", BEST if is_best else "")
+    return Text.assemble(value, "\n", (f"{100 * estimate.low:.0f}–{100 * estimate.high:.0f}", "dim"))
+
+
+class RichProgress:
+    """One bar at a time: how far, how fast, how long still.
+
+    Use it in a ``with`` block, so that an error or Ctrl-C gives the terminal back in order.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._bar: Progress | None = None
+        self._note, self._total, self._done, self._began = "", 0, 0, 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def start(self, label: str, total: int) -> None:
+        """A new bar of ``total`` steps; one that still runs is taken away."""
+        self._stop()
+        self._note, self._total, self._done, self._began = "", total, 0, time.monotonic()
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._bar = _bar(self.console)
+            self._bar.start()
+            self._bar.add_task(label, total=total, note="")
+        else:
+            self.console.print(f"{label} ({total})", markup=False)
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """``n`` more steps are done; an empty ``note`` keeps the last one."""
+        before, self._done = self._done, self._done + n
+        if self._bar is not None:
+            self._note = note or self._note
+            self._bar.update(self._bar.task_ids[0], advance=n, note=self._note)
+        elif self._tenths(self._done) > self._tenths(before):
+            self.console.print(f"  {self._tenths(self._done) * PLAIN_SHARE} %  {note}".rstrip(), markup=False)
+
+    def finish(self, message: str) -> None:
+        """Replace the bar by one line and the time it took."""
+        self._stop()
+        seconds = f"({duration(time.monotonic() - self._began)})"
+        self.console.print(Text.assemble(("✓ ", BEST), f"{message} ", (seconds, "dim")))
+
+    def _tenths(self, done: int) -> int:
+        return done * 100 // (max(self._total, 1) * PLAIN_SHARE)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _bar(console: Console) -> Progress:
+    # the note takes what is left of the line, so that it never pushes the bar onto a second one
+    note = TextColumn(
+        "{task.fields[note]}", style="dim", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    )
+    label = TextColumn("{task.description}")
+    columns = (label, BarColumn(24), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(compact=True), note)
+    return Progress(*columns, console=console, transient=True, expand=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "–/s", "dim")
+
+
+def duration(seconds: float) -> str:
+    """``8.2 s``, ``1 min 05 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"

@@ -1,0 +1,81 @@
+import torch
+
+from fusionroute.engine.cache import SlotCache
+
+HEADS, SIZE = 2, 4
+
+
+def read(cache: SlotCache, handles: list[str], counts: list[int], value: float) -> torch.Tensor:
+    """One pass that writes ``value`` + row number for every new token; returns the keys that attention sees."""
+    plan = cache.plan(handles, counts)
+    new = torch.stack([torch.full((HEADS, plan.width, SIZE), value + at) for at in range(len(handles))])
+    keys, _ = cache.update(new, new, 0)
+    cache.commit(handles)
+    return keys
+
+
+def test_rows_keep_their_own_lengths_and_padding_is_not_written() -> None:
+    cache = SlotCache()
+    for handle in "ab":
+        cache.join(handle, 10)
+    read(cache, ["a", "b"], [3, 1], 1.0)
+    assert cache.lengths == {"a": 3, "b": 1}
+    keys = read(cache, ["a", "b"], [1, 2], 5.0)
+    assert keys[0, 0, :, 0].tolist() == [1, 1, 1, 5]
+    assert keys[1, 0, :3, 0].tolist() == [2, 6, 6]
+
+
+def test_a_cut_row_is_written_over_from_the_cut() -> None:
+    cache = SlotCache()
+    cache.join("a", 10)
+    read(cache, ["a"], [5], 1.0)
+    cache.cut("a", 2)
+    cache.cut("a", 9)  # there is nothing beyond; a cut never lengthens
+    keys = read(cache, ["a"], [1], 7.0)
+    assert keys[0, 0, :, 0].tolist() == [1, 1, 7]
+
+
+def test_the_last_row_moves_into_a_gap_and_a_new_row_starts_clean() -> None:
+    cache = SlotCache()
+    for handle in "abc":
+        cache.join(handle, 10)
+    read(cache, ["a", "b", "c"], [2, 2, 3], 1.0)
+    cache.leave("a")
+    assert (cache.row("c"), cache.row("b")) == (0, 1)
+    cache.join("d", 10)
+    keys = read(cache, ["c", "b", "d"], [1, 1, 1], float("nan"))
+    assert keys[0, 0, :3, 0].tolist() == [3, 3, 3]
+    cache.leave("d")
+    cache.join("e", 10)
+    assert read(cache, ["e"], [1], 4.0).isfinite().all(), "a NaN of a former owner survives any mask"
+    assert cache._keys[0][cache.row("e")].isfinite().all()
+
+
+def test_memory_grows_by_doubling_and_never_beyond_the_limit() -> None:
+    cache = SlotCache(token_limit=40)
+    cache.join("long", 20)
+    read(cache, ["long"], [3], 1.0)
+    assert cache.capacity == (1, 3)
+    read(cache, ["long"], [1], 1.0)
+    assert cache.capacity == (1, 6)
+    cache.join("other", 20)
+    read(cache, ["long", "other"], [13, 1], 1.0)
+    assert cache.capacity == (2, 17)
+    rows, positions = cache.capacity
+    assert rows * positions <= 40
+    assert cache.nbytes == 2 * rows * positions * HEADS * SIZE * 4
+
+
+def test_a_long_row_that_left_gives_its_room_to_many_short_ones() -> None:
+    cache = SlotCache(token_limit=40)
+    cache.join("long", 40)
+    read(cache, ["long"], [40], 1.0)
+    cache.leave("long")
+    for number in range(8):
+        cache.join(str(number), 5)
+        read(cache, [str(number)], [5], float(number))
+    rows, positions = cache.capacity
+    assert rows >= 8
+    assert rows * positions <= 40
+    keys = read(cache, ["3"], [0 + 1], 9.0) if positions > 5 else cache._keys[0][cache.row("3")][None]
+    assert keys[0, 0, :5, 0].tolist() == [3] * 5

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from fusionroute.errors import OutputExistsError
+from fusionroute.output import new_folder, refuse_existing, write_json
+
+
+def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+
+    def fail_halfway() -> None:
+        with new_folder(target) as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(target) as folder:
+        (folder / "whole").write_text("x")
+        assert not target.exists()
+    assert [item.name for item in target.iterdir()] == ["whole"]
+
+
+def test_a_failed_overwrite_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    with new_folder(target) as folder:
+        (folder / "old").write_text("x")
+    with pytest.raises(RuntimeError), new_folder(target, overwrite=True):
+        raise RuntimeError
+    assert (target / "old").exists()
+    with new_folder(target, overwrite=True) as folder:
+        (folder / "new").write_text("x")
+    assert [item.name for item in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_exists_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputExistsError, match="already holds file"):
+        refuse_existing(tmp_path)
+    with pytest.raises(OutputExistsError, match="is a file"):
+        refuse_existing(tmp_path / "file")
+    refuse_existing(tmp_path, overwrite=True)
+    refuse_existing(tmp_path / "new")
+
+
+def test_json_is_written_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "deep" / "a.json", {"é": 1})
+    assert (tmp_path / "deep" / "a.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
+    assert len(list((tmp_path / "deep").iterdir())) == 1
