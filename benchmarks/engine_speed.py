@@ -5,11 +5,12 @@
 
 Every comparison warms up, then alternates its candidates, so that a machine whose speed drifts slows both; what is
 reported is the median over rounds of the ratio within a round, with the smallest and the largest. Two routing traces
-are measured: `steady` stays with one expert, `restless` is what a random route head does, which changes expert at most
-tokens: every change costs a read of several tokens.
+are measured: `steady` stays with one expert; `restless` samples, so that a random route head changes expert at most
+tokens, and every change costs a read of several tokens (greedy, a random model soon repeats itself and its routing).
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -82,9 +83,9 @@ def generate(model: LlamaForCausalLM, new: int) -> Callable[[], None]:
 class Fused:
     """A callable that completes ``count`` prompts and remembers what it did."""
 
-    def __init__(self, models: Models, new: int, count: int = 1):
+    def __init__(self, models: Models, new: int, count: int = 1, *, is_restless: bool = False):
         self.models, self.count = models, count
-        self.settings = GenerationSettings(max_new_tokens=new, ignore_eos=True)
+        self.settings = GenerationSettings(max_new_tokens=new, ignore_eos=True, do_sample=is_restless, seed=3)
 
     def __call__(self) -> None:
         engine = Engine(FusionRoute(self.models), max_batch=self.count)  # type: ignore[arg-type]
@@ -94,11 +95,15 @@ class Fused:
 
     def changes(self) -> float:
         """Share of tokens that another expert wrote than the one before."""
-        pairs = [pair for trace in self.traces for pair in zip(trace, trace[1:], strict=False)]
+        pairs = [pair for trace in self.traces for pair in itertools.pairwise(trace)]
         return sum(left != right for left, right in pairs) / len(pairs)
 
     def tokens_read(self, new: int) -> dict[str, float]:
-        return {runner.name: runner.tokens_read / (self.count * new) for runner in self.runners}
+        """Tokens each model read beyond the prompt, per output token; a prompt is read once by whoever is asked."""
+        return {
+            runner.name: max(0, runner.tokens_read - self.count * PROMPT) / (self.count * new)
+            for runner in self.runners
+        }
 
 
 def alternate(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
@@ -122,7 +127,7 @@ def one_stream(size: str, new: int, rounds: int) -> dict:
     router_lm, experts = build(size, 3, torch.float32)
     result = {}
     for trace in ("steady", "restless"):
-        fused = Fused(team(router_lm, experts, trace), new)
+        fused = Fused(team(router_lm, experts, trace), new, is_restless=trace == "restless")
         seconds = alternate(
             {"router": generate(router_lm, new), "expert": generate(experts[0], new), "fused": fused}, rounds
         )
@@ -140,10 +145,13 @@ def one_stream(size: str, new: int, rounds: int) -> dict:
 
 def expert_count(size: str, new: int, rounds: int) -> dict:
     router_lm, experts = build(size, 8, torch.float32)
-    few, many = (Fused(team(router_lm, experts[:n], "restless", reachable=2), new) for n in (2, 8))
+    few, many = (Fused(team(router_lm, experts[:n], "restless", reachable=2), new, is_restless=True) for n in (2, 8))
     seconds = alternate({"2": few, "8": many}, rounds)
     assert few.traces == many.traces, "the comparison needs one routing trace"
-    return {"8 experts / 2 experts": ratio(seconds["8"], seconds["2"]), "share of tokens that change expert": many.changes()}
+    return {
+        "8 experts / 2 experts": ratio(seconds["8"], seconds["2"]),
+        "share of tokens that change expert": many.changes(),
+    }
 
 
 def batch(size: str, new: int, rounds: int, dtype: torch.dtype) -> dict:
@@ -151,7 +159,7 @@ def batch(size: str, new: int, rounds: int, dtype: torch.dtype) -> dict:
     result = {}
     for trace in ("steady", "restless"):
         models = team(router_lm, experts, trace)
-        one, sixteen = Fused(models, new), Fused(models, new, count=16)
+        one, sixteen = (Fused(models, new, count=n, is_restless=trace == "restless") for n in (1, 16))
         seconds = alternate({"1": one, "16": sixteen}, rounds)
         per_second = {name: [int(name) * new / s for s in values] for name, values in seconds.items()}
         result[trace] = {
@@ -188,7 +196,9 @@ def render(results: dict) -> str:
     stream, count = results["one stream, 3 experts"], results["number of experts"]
     rows = []
     for trace, values in stream.items():
-        rows.append((f"time per token / (router + one expert by generate), {trace}", values["fused / (router + expert)"]))
+        rows.append(
+            (f"time per token / (router + one expert by generate), {trace}", values["fused / (router + expert)"])
+        )
     rows.append(("time per token with 8 experts / with 2, same trace", count["8 experts / 2 experts"]))
     for dtype in ("float32", "bfloat16"):
         for trace, values in results[f"batch, {dtype}"].items():
@@ -198,7 +208,8 @@ def render(results: dict) -> str:
     for trace, values in stream.items():
         read = values["tokens read per output token"]
         experts = sum(value for name, value in read.items() if name != "router")
-        lines.append(f"| tokens read per output token, {trace}: router; experts together | {read['router']:.2f}; {experts:.2f} | |")
+        name = f"tokens read per output token, {trace}: router; experts together"
+        lines.append(f"| {name} | {read['router']:.2f}; {experts:.2f} | |")
     return "\n".join(lines)
 
 
