@@ -90,9 +90,6 @@ class Router(nn.Module):
         bias = None if head.bias is None else head.bias.float()
         return nn.functional.linear(hidden.to(head.weight.device).float(), head.weight.float(), bias)
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
-        self.lm.gradient_checkpointing_enable(**options)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the LM as a normal checkpoint, which loads as a plain causal LM too, with the head beside it."""
         self.lm.save_pretrained(folder)
