@@ -22,6 +22,7 @@ from fusionroute.engine.text import GrowingText
 PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")
 AGAINST_EXPERT = ("router", "neither")  # deciders of a token that the expert alone would not have written
 MARK = Style(underline=True)
+MARK_EXPLAINED = Text.assemble(("underlined", MARK), ": the expert alone would have written something else")
 BEST = Style(bold=True, color="#009e73")
 # What a model writes must not steer the terminal: control characters are shown as their pictures (␛ for escape).
 VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
@@ -82,30 +83,36 @@ def coloured_answer(completion: Completion, tokenizer: PreTrainedTokenizerBase, 
     return Text().join(token_text(piece.text, piece.expert, piece.decided_by, styles) for piece in written)
 
 
-def legend(styles: Mapping[str, Style], trace: Iterable[TraceRecord]) -> Text:
+def legend(styles: Mapping[str, Style], trace: Iterable[TraceRecord], *, explain: bool = True) -> Text:
     """Which colour is whose and how many of the tokens each wrote; the mark is explained if it occurs."""
     records = list(trace)
     counts = Counter(record.expert for record in records)
     parts = [
         Text.assemble((name, style), f" {counts[name] / max(len(records), 1):.0%}") for name, style in styles.items()
     ]
-    if any(record.decided_by in AGAINST_EXPERT for record in records):
-        parts.append(Text.assemble(("underlined", MARK), ": the expert alone would have written something else"))
+    if explain and any(record.decided_by in AGAINST_EXPERT for record in records):
+        parts.append(MARK_EXPLAINED)
     return Text("   ").join(parts)
 
 
 def comparison_table(rows: Mapping[str, Mapping[str, Estimated]], *, title: str = "", caption: str = "") -> Table:
     """Methods down, tasks across: percent, below it the interval, the best of each column highlighted."""
     columns = list(next(iter(rows.values())))
-    best = {column: max(row[column].value for row in rows.values()) for column in columns}
+    best = {column: _best([row[column].value for row in rows.values()]) for column in columns}
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right", vertical="bottom")
+        # a long name on two lines leaves room for all tasks side by side
+        table.add_column(column.replace("_", "\n", 1).replace("_", " "), justify="right")
     for method, row in rows.items():
         cells = [_cell(row[column], is_best=row[column].value == best[column]) for column in columns]
         table.add_row(method, *cells)
     return table
+
+
+def _best(values: Sequence[float]) -> float | None:
+    """None where all are equal: then nothing stands out."""
+    return max(values) if max(values) > min(values) else None
 
 
 def _cell(estimate: Estimated, *, is_best: bool) -> Text:
@@ -122,7 +129,8 @@ class RichProgress:
     def __init__(self, console: Console):
         self.console = console
         self._bar: Progress | None = None
-        self._note, self._total, self._done, self._began = "", 0, 0, 0.0
+        self._note, self._total, self._done = "", 0, 0
+        self._began: float | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -153,10 +161,11 @@ class RichProgress:
             self.console.print(f"  {self._tenths(self._done) * PLAIN_SHARE} %  {note}".rstrip(), markup=False)
 
     def finish(self, message: str) -> None:
-        """Replace the bar by one line and the time it took."""
+        """Replace the bar by one line and the time it took; without a bar, just say so."""
         self._stop()
-        seconds = f"({duration(time.monotonic() - self._began)})"
-        self.console.print(Text.assemble(("✓ ", BEST), f"{message} ", (seconds, "dim")))
+        took = "" if self._began is None else f" ({duration(time.monotonic() - self._began)})"
+        self.console.print(Text.assemble(("✓ ", BEST), message, (took, "dim")))
+        self._began = None
 
     def _tenths(self, done: int) -> int:
         return done * 100 // (max(self._total, 1) * PLAIN_SHARE)

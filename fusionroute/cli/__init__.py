@@ -1,0 +1,52 @@
+"""The command line: a command parses, calls the library and prints. What is heavy is imported inside the commands."""
+
+from typing import Annotated
+
+import typer
+
+from fusionroute.cli.chat import chat
+from fusionroute.cli.env import env
+from fusionroute.cli.failing import OneLineErrors
+from fusionroute.cli.generate import generate
+from fusionroute.cli.train import score, sft, train
+from fusionroute.cli.zoo import build, demo, examples, listing
+from fusionroute.environment import versions
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Several language models write one answer together, token by token.",
+    epilog="Start with `fusionroute demo`: it trains a team over bundled tiny models in a few minutes.",
+)
+app.command()(demo)
+app.command()(train)
+app.command()(score)
+app.command()(sft)
+app.command()(generate)
+app.command()(chat)
+app.command()(env)
+zoo = typer.Typer(help="The bundled tiny models and tasks.")
+zoo.command("list")(listing)
+zoo.command()(examples)
+zoo.command()(build)
+app.add_typer(zoo, name="zoo")
+
+
+def main() -> None:
+    """The entry point of ``fusionroute`` and of ``python -m fusionroute``."""
+    app(prog_name="fusionroute")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fusionroute {versions()['fusionroute']}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None: ...

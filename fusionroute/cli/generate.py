@@ -1,0 +1,122 @@
+"""``fusionroute generate``: answers to prompts, coloured, plain or as JSON."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fusionroute.cli import options
+from fusionroute.cli.console import stdout
+from fusionroute.cli.failing import FAILED, complain
+from fusionroute.cli.loading import generation_settings, load_team
+from fusionroute.cli.prompts import as_text, read_prompts
+from fusionroute.config import GenerationSettings
+from fusionroute.errors import SettingsError
+
+if TYPE_CHECKING:
+    from fusionroute.engine.sequence import Completion
+    from fusionroute.team import Team
+
+
+def generate(
+    team: options.TeamFolder,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Else --file, else piped lines.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="One prompt a line; *.jsonl: objects with `prompt` or `messages`.")
+    ] = None,
+    max_new_tokens: options.MaxNewTokens = 256,
+    sample: options.Sample = False,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs",
+            help="With --json: log-probabilities, and those of the n likeliest.",
+            rich_help_panel=options.GENERATION,
+        ),
+    ] = None,
+    no_complement: options.NoComplement = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    cache_limit: options.CacheLimit = None,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", help="Answers written at once.", rich_help_panel=options.MACHINE)
+    ] = 64,
+    as_json: options.AsJson = False,
+) -> None:
+    """Answer prompts: coloured by expert in a terminal, plain in a pipe, or as JSON lines."""
+    if logprobs is not None and not as_json:
+        raise SettingsError("--logprobs are only written with --json; add it or drop --logprobs")
+    settings = generation_settings(
+        max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        seed=seed, stop=stop, logprobs=logprobs,
+    )  # fmt: skip
+    asked = read_prompts(prompts, file)
+    loaded = load_team(team, device, dtype)
+    batching = {"complement": not no_complement, "cache_limit": cache_limit, "max_batch": max_batch}
+    failures = _answer(loaded, asked, batching, settings, as_json=as_json)
+    if failures:
+        raise typer.Exit(complain(f"{len(failures)} of {len(asked)} answers failed; the first: {failures[0]}", FAILED))
+
+
+def _answer(
+    team: "Team", prompts: list[Any], batching: dict[str, Any], settings: GenerationSettings, *, as_json: bool
+) -> list[str]:
+    """Generate and print; returns the errors of answers that failed."""
+    from fusionroute.cli.writing import print_legend, write_answer
+
+    console = stdout()
+    if as_json or not console.is_terminal:
+        completions = team.generate(prompts, **batching, **settings.model_dump())
+        for prompt, completion in zip(prompts, completions, strict=True):
+            print(json.dumps(_record(prompt, completion), ensure_ascii=False) if as_json else completion.text)
+    elif len(prompts) == 1:
+        completions = [write_answer(console, team, team.engine(**batching), prompts[0], settings)]
+        if completions[0].finish_reason == "cancelled":
+            raise KeyboardInterrupt  # what was written is shown; the exit code says that it is not all
+        console.print()
+        print_legend(console, team, completions)
+    else:
+        completions = _answer_many(console, team, prompts, batching, settings)
+        print_legend(console, team, completions)
+    return [completion.error or "" for completion in completions if completion.finish_reason == "error"]
+
+
+def _answer_many(
+    console: Console, team: "Team", prompts: list[Any], batching: dict[str, Any], settings: GenerationSettings
+) -> "list[Completion]":
+    from fusionroute.terminal import RichProgress, coloured_answer, expert_styles
+
+    with RichProgress(console) as progress:
+        progress.start("writing", len(prompts))
+        completions = team.generate(
+            prompts, **batching, **settings.model_dump(), on_finish=lambda sequence: progress.advance(1)
+        )
+    for prompt, completion in zip(prompts, completions, strict=True):
+        console.print(f"› {as_text(prompt)}", style="dim", markup=False, soft_wrap=True)
+        console.print(coloured_answer(completion, team.tokenizer, expert_styles(team.expert_names)), soft_wrap=True)
+        console.print()
+    return completions
+
+
+def _record(prompt: Any, completion: "Completion") -> dict[str, Any]:
+    key = "prompt" if isinstance(prompt, str) else "messages"
+    error = {"error": completion.error} if completion.error else {}
+    return {
+        key: prompt,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "token_ids": completion.token_ids,
+        "trace": [asdict(record) for record in completion.trace],
+        **error,
+    }

@@ -1,0 +1,40 @@
+"""Prompts from the command line, a file or a pipe."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fusionroute.errors import DataError, PromptError, SettingsError
+
+
+def read_prompts(arguments: list[str] | None, file: Path | None) -> list[Any]:
+    if arguments and file:
+        raise SettingsError("give prompts or --file, not both")
+    if arguments:
+        return list(arguments)
+    if file is not None and not file.is_file():
+        raise DataError(f"no prompts file at {file}")
+    if file is None and sys.stdin.isatty():
+        raise PromptError("no prompt; write one after the team, give --file, or pipe prompts in, one a line")
+    lines = (sys.stdin.read() if file is None else file.read_text(encoding="utf-8")).splitlines()
+    found = [(at, line) for at, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise PromptError(f"{file or 'the input'} holds no prompt; give at least one line")
+    is_jsonl = file is not None and file.suffix == ".jsonl"
+    return [_prompt_of(line, f"{file}:{at}") if is_jsonl else line for at, line in found]
+
+
+def _prompt_of(line: str, place: str) -> Any:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place} is not JSON ({error})") from None
+    found = [record[key] for key in ("prompt", "messages") if key in record] if isinstance(record, dict) else []
+    if len(found) != 1:
+        raise DataError(f"{place}: an object with either `prompt` or `messages`")
+    return found[0]
+
+
+def as_text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])

@@ -1,0 +1,106 @@
+"""``fusionroute demo`` and ``fusionroute zoo``: the bundled tiny models and tasks."""
+
+import json
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.padding import Padding
+from rich.text import Text
+
+from fusionroute.cli import options
+from fusionroute.cli.console import quiet, stdout
+from fusionroute.errors import SettingsError
+
+INDENT = (0, 0, 0, 2)
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", help="Folder to write.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the data and the router.")] = 0,
+    per_task: Annotated[int, typer.Option("--per-task", min=1, help="Training examples of each task.")] = 400,
+    test_count: Annotated[int, typer.Option("--test-count", min=1, help="Test examples of each task.")] = 100,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train again although a finished demo is there.")] = False,
+) -> None:
+    """Train a router over the bundled tiny experts, compare, show who writes what."""
+    quiet()
+    from fusionroute.zoo.demo import run_demo
+
+    run_demo(output, seed=seed, per_task=per_task, test_count=test_count, console=stdout(), overwrite=fresh)
+
+
+def listing() -> None:
+    """The models and their sizes, the tasks with an example of each."""
+    quiet()
+    from fusionroute.zoo.build import MODELS, weights_folder
+    from fusionroute.zoo.tasks import TASKS, examples
+
+    console = stdout()
+    console.print("[bold]models[/bold]")
+    for name in MODELS:
+        weights = weights_folder(name) / "model.safetensors"
+        size = weights.stat().st_size / 2**20
+        console.print(f"  {name:6}{_parameters(weights):>9,} parameters {size:5.1f} MiB", soft_wrap=True)
+    console.print(f"  in {weights.parents[1]}", style="dim", soft_wrap=True)
+    for name, task in TASKS.items():
+        example = examples(name, "train", 1)[0]
+        console.print(
+            f"\n[bold]{name}[/bold]  {escape(task.description)} [dim]({', '.join(task.domains) or 'no expert'})[/dim]"
+        )
+        console.print(Padding(Text(example.prompt, "dim"), INDENT, expand=False))
+        console.print(Padding(Text(example.answer), INDENT, expand=False))
+
+
+def examples(
+    task: Annotated[str, typer.Argument(help="A task of `fusionroute zoo list`.", show_default=False)],
+    split: Annotated[str, typer.Option("--split", help="experts, train, preference or test.")] = "train",
+    count: Annotated[int, typer.Option("--count", min=1)] = 10,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Examples of a task, one JSON object a line."""
+    from fusionroute.zoo import tasks
+
+    try:
+        drawn = tasks.examples(task, split, count, seed)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    for example in drawn:
+        print(json.dumps(asdict(example), ensure_ascii=False))
+
+
+def build(output: options.OutputFolder, seed: Annotated[int, typer.Option("--seed")] = 0) -> None:
+    """Train the bundled models again from their recipe; an interrupted build continues."""
+    quiet()
+    from fusionroute.terminal import RichProgress
+    from fusionroute.zoo import build as recipe
+
+    with RichProgress(stdout()) as progress:
+        try:
+            recipe.build(output, seed=seed, progress=_Stages(progress))
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+
+
+class _Stages:
+    """The zoo's ``progress(name, step, steps)`` on a bar per model."""
+
+    def __init__(self, progress: Any):
+        self.progress, self.name = progress, ""
+
+    def __call__(self, name: str, step: int, steps: int) -> None:
+        if name != self.name:
+            self.name = name
+            self.progress.start(f"teaching {name}", steps)
+        self.progress.advance(1)
+        if step == steps:
+            self.progress.finish(f"{name} is taught")
+
+
+def _parameters(weights: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="numpy") as tensors:
+        return sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118 (not a dict)

@@ -1,0 +1,1 @@
+"""Comparing ways of writing an answer, with honest intervals."""
