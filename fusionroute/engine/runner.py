@@ -11,6 +11,7 @@ from fusionroute.engine.cache import ReadPlan, SlotCache
 from fusionroute.engine.masks import ragged_masks
 from fusionroute.engine.sequence import Sequence
 
+PASS_COST = 64  # padded tokens that cost about as much as one more forward pass
 PREFILL_CHUNK = 2048  # tokens of one row per pass; bounds the mask and the activations of a long prompt
 
 
@@ -40,7 +41,10 @@ class AnyRunner(Protocol):
 
 
 class Runner:
-    """Feeds each sequence exactly the tokens this model has not read yet, all sequences in one forward pass.
+    """Feeds each sequence exactly the tokens this model has not read yet, in one forward pass.
+
+    Sequences that miss much more than the others (a new prompt among running answers) get a pass of their own where
+    padding the others to their width would cost more.
 
     Args:
         model: a transformers causal LM or a `Router`, in whose outputs ``logits`` (and ``route_logits``) are found.
@@ -70,11 +74,13 @@ class Runner:
                 self.cache.join(sequence, sequence.max_length)
             self.cache.cut(sequence, len(sequence) - last)  # logits asked for again mean reading again
         self._read_long_prompts(sequences, last)
-        # in the order of their rows, so that a full batch needs no gathering
-        order = sorted(range(len(sequences)), key=lambda index: self.cache.row(sequences[index]))
-        reading = self._forward([sequences[index] for index in order], last)
-        _fail_without_logits(self.name, [sequences[index] for index in order], reading.logits)
-        return _in_order(reading, order)
+        groups = split_by_width([self._missing(sequence) for sequence in sequences])
+        for group in groups:  # in the order of their rows, so that a full batch needs no gathering
+            group.sort(key=lambda index: self.cache.row(sequences[index]))
+        readings = [self._forward([sequences[index] for index in group], last) for group in groups]
+        reading = _in_order(_joined(readings), [index for group in groups for index in group])
+        _fail_without_logits(self.name, sequences, reading.logits)
+        return reading
 
     def rollback(self, sequence: Sequence, length: int) -> None:
         """Cut back to the first ``length`` tokens; a no-op where the model has read no further."""
@@ -124,6 +130,28 @@ class Runner:
         if plan.is_uniform:
             return None
         return ragged_masks(self.config, positions, plan.longest, self.model.dtype)
+
+
+def split_by_width(counts: list[int]) -> list[list[int]]:
+    """Indices of rows that are read together: cut wherever that saves more padding than a pass costs."""
+    return _split(sorted(range(len(counts)), key=counts.__getitem__), counts)
+
+
+def _split(rows: list[int], counts: list[int]) -> list[list[int]]:
+    """``rows`` by ascending count; a cut spares the narrower part the padding to the widest row."""
+    widest = counts[rows[-1]]
+    savings = [(widest - counts[row]) * size for size, row in enumerate(rows, start=1)]
+    cut = max(range(len(rows)), key=savings.__getitem__) + 1
+    if savings[cut - 1] <= PASS_COST:
+        return [rows]
+    return [*_split(rows[:cut], counts), *_split(rows[cut:], counts)]
+
+
+def _joined(readings: list[Reading]) -> Reading:
+    if len(readings) == 1:
+        return readings[0]
+    routes = [reading.route_logits for reading in readings if reading.route_logits is not None]
+    return Reading(torch.cat([reading.logits for reading in readings]), torch.cat(routes) if routes else None)
 
 
 def _in_order(reading: Reading, order: list[int]) -> Reading:

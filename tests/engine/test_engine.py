@@ -8,6 +8,7 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import Engine
 from fusionroute.engine.memory import parse_bytes
 from fusionroute.engine.probe import bytes_per_token
+from fusionroute.engine.runner import split_by_width
 from fusionroute.errors import PromptError, RequestTooLargeError, SettingsError
 from fusionroute.methods.single import Single
 
@@ -190,3 +191,25 @@ def test_cache_limits_in_bytes(given, expected) -> None:
 def test_a_wrong_cache_limit_is_refused(given, team) -> None:
     with pytest.raises(SettingsError, match="cache_limit is a number of bytes"):
         team.generate(["x"], cache_limit=given)
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups"),
+    [
+        ([1, 1, 1], [[0, 1, 2]]),
+        ([5, 1, 2], [[1, 2, 0]]),  # a little padding is cheaper than a second pass
+        ([1] * 63 + [35], [list(range(63)), [63]]),
+        ([40] + [1] * 40 + [400], [list(range(1, 41)), [0], [41]]),
+        ([7], [[0]]),
+    ],
+)
+def test_rows_that_miss_much_more_are_read_apart(counts: list[int], groups: list[list[int]]) -> None:
+    assert split_by_width(counts) == groups
+
+
+def test_reading_apart_changes_no_token(team, monkeypatch) -> None:
+    prompts = tiny.prompts(12, seed=20)
+    wanted = [c.token_ids for c in team.generate(prompts, max_new_tokens=8)]
+    for cost in (0, 10**9):
+        monkeypatch.setattr("fusionroute.engine.runner.PASS_COST", cost)
+        assert [c.token_ids for c in team.generate(prompts, max_new_tokens=8, max_batch=5)] == wanted
