@@ -1,0 +1,42 @@
+"""The zoo's tasks: seeded generators, disjoint splits and exact checkers."""
+
+import random
+from functools import partial
+
+from fusionroute.zoo.tasks import functions, sums, translation, words
+from fusionroute.zoo.tasks.checking import check
+from fusionroute.zoo.tasks.layouts import SUM_INSIDE_CODE
+from fusionroute.zoo.tasks.splits import SHARES, split_of
+from fusionroute.zoo.tasks.task import UNKNOWN, Example, Task
+
+__all__ = ["SHARES", "TASKS", "Example", "Task", "check", "examples", "split_of"]
+
+_SUM, _FUNCTION, _LINE = partial(sums.draw, steps=1), partial(functions.draw, steps=1), words.draw_short
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("sums", "two-step word problems, final number after ####", {"math": partial(sums.draw, steps=2)}),
+        Task("functions", "functions of two idioms, judged by running", {"code": partial(functions.draw, steps=2)}),
+        Task("words", "verifiable instructions about words", {"chat": words.draw}),
+        Task("sum_and_words", "a sum, then a line of words", {"math": _SUM, "chat": _LINE}),
+        Task("sum_in_code", "a function with a sum worked inside", {"math": _SUM, "code": _FUNCTION}, SUM_INSIDE_CODE),
+        Task("all_three", "a sum, a function and a line of words", {"math": _SUM, "code": _FUNCTION, "chat": _LINE}),
+        Task("translation", "a made-up language that no expert knows", {UNKNOWN: translation.draw}),
+    )
+}
+
+
+def examples(task: str, split: str, count: int, seed: int = 0) -> list[Example]:
+    """That many different examples of one split, the same ones for the same seed."""
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
+    if split not in SHARES:
+        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SHARES)}")
+    rng = random.Random(f"{task} {split} {seed}")
+    found: dict[str, Example] = {}
+    while len(found) < count:
+        example = TASKS[task].example(TASKS[task].draw(rng))
+        if split_of(example.prompt) == split:
+            found.setdefault(example.prompt, example)
+    return list(found.values())
