@@ -92,8 +92,10 @@ class Engine:
         self, sequences: ListLike[Sequence], on_finish: Callable[[Sequence], None] | None = None
     ) -> list[Completion]:
         """Step until all of ``sequences`` have ended; completions in their order. ``on_finish`` is for progress."""
-        while not all(sequence.is_finished for sequence in sequences):
+        unfinished = {sequence for sequence in sequences if not sequence.is_finished}
+        while unfinished:
             for finished in self.step():
+                unfinished.discard(finished)
                 if on_finish is not None:
                     on_finish(finished)
         return [sequence.completion() for sequence in sequences]

@@ -83,6 +83,11 @@ def test_idioms_are_phrased_differently():
     assert len(phrases) == len(set(phrases))
 
 
+def test_a_split_that_is_too_small_is_said_to_be():
+    with pytest.raises(ValueError, match="test split of translation has about 3"):
+        examples("translation", "test", 2000)
+
+
 def test_unknown_names_are_refused_with_the_allowed_ones():
     with pytest.raises(ValueError, match="unknown task 'sum'; choose one of sums"):
         examples("sum", "test", 1)

@@ -11,6 +11,9 @@ from fusionroute.zoo.tasks.task import UNKNOWN, Example, Task
 
 __all__ = ["SHARES", "TASKS", "Example", "Task", "check", "examples", "split_of"]
 
+# Draws in vain after which a split counts as used up.
+PATIENCE = 5000
+
 _SUM, _FUNCTION, _LINE = partial(sums.draw, steps=1), partial(functions.draw, steps=1), words.draw_short
 
 TASKS: dict[str, Task] = {
@@ -35,8 +38,13 @@ def examples(task: str, split: str, count: int, seed: int = 0) -> list[Example]:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SHARES)}")
     rng = random.Random(f"{task} {split} {seed}")
     found: dict[str, Example] = {}
+    misses = 0
     while len(found) < count:
         example = TASKS[task].example(TASKS[task].draw(rng))
-        if split_of(example.prompt) == split:
-            found.setdefault(example.prompt, example)
+        is_new = split_of(example.prompt) == split and example.prompt not in found
+        misses = 0 if is_new else misses + 1
+        if is_new:
+            found[example.prompt] = example
+        if misses > PATIENCE:
+            raise ValueError(f"the {split} split of {task} has about {len(found)} examples, not {count}; ask for fewer")
     return list(found.values())
