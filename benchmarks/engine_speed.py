@@ -170,7 +170,23 @@ def batch(size: str, new: int, rounds: int, dtype: torch.dtype) -> dict:
     return result
 
 
+def part(label: str, measure_it: Callable[[], dict]) -> dict:
+    """Measure one part and say so, with its time: the whole takes a quarter of an hour and more."""
+    start = time.perf_counter()
+    print(f"{label} ...", end=" ", flush=True)
+    result = measure_it()
+    print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    return result
+
+
 def measure(size: str, new: int, rounds: int) -> dict:
+    parts: dict[str, Callable[[], dict]] = {
+        "one stream, 3 experts": lambda: one_stream(size, new, rounds),
+        "number of experts": lambda: expert_count(size, new, rounds),
+        # ratios of throughput settle sooner than those of single steps: half the tokens
+        "batch, float32": lambda: batch(size, new // 2, rounds, torch.float32),
+        "batch, bfloat16": lambda: batch(size, new // 2, rounds, torch.bfloat16),
+    }
     return {
         "what": {
             "models": f"random Llama, {size}, float32 unless named",
@@ -185,11 +201,7 @@ def measure(size: str, new: int, rounds: int) -> dict:
             "processor": platform.machine(),
             "threads": torch.get_num_threads(),
         },
-        "one stream, 3 experts": one_stream(size, new, rounds),
-        "number of experts": expert_count(size, new, rounds),
-        # ratios of throughput settle sooner than those of single steps: half the tokens
-        "batch, float32": batch(size, new // 2, rounds, torch.float32),
-        "batch, bfloat16": batch(size, new // 2, rounds, torch.bfloat16),
+        **{label: part(label, measure_it) for label, measure_it in parts.items()},
     }
 
 

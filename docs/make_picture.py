@@ -12,7 +12,8 @@ from rich.text import Text
 
 from fusionroute import Team
 from fusionroute.terminal import coloured_answer, expert_styles, legend
-from fusionroute.zoo.tasks import check, examples
+from fusionroute.zoo.contest import unseen
+from fusionroute.zoo.tasks import check
 
 SHOWN = {"all_three": 2, "sum_in_code": 1, "words": 1, "translation": 1}
 WIDTH = 92
@@ -20,7 +21,8 @@ WIDTH = 92
 
 def main(folder: str, picture: str) -> None:
     team = Team.from_pretrained(folder)
-    asked = [example for task, count in SHOWN.items() for example in examples(task, "test", count)]
+    drawn = unseen(max(SHOWN.values()))
+    asked = [example for task, count in SHOWN.items() for example in drawn[task][:count]]
     answers = team.generate([example.prompt for example in asked], max_new_tokens=80)
     styles = expert_styles(team.expert_names)
     console = Console(record=True, width=WIDTH, force_terminal=True, color_system="truecolor", file=sys.stderr)
