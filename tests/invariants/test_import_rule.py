@@ -24,7 +24,7 @@ LEVELS = [
     {"terminal"},
     {"engine"},
     {"models"},
-    {"ops"},
+    {"ops", "theory"},
     {"config", "environment", "output"},
     {"errors"},
 ]
