@@ -30,7 +30,8 @@ from fusionroute.models.team import TeamModels
 from fusionroute.output import write_json
 from fusionroute.terminal import RichProgress
 from fusionroute.zoo.contest import compare, differences, summary, task_kinds, unseen
-from fusionroute.zoo.demo import PER_TASK, SFT, TEST_COUNT, one_thread, train_team
+from fusionroute.zoo.demo import TEST_COUNT, one_thread
+from fusionroute.zoo.team import PER_TASK, SFT, train_team
 
 RESULTS = Path("benchmarks/results/zoo_quality.json")
 RUNS = Path("runs/zoo_quality")

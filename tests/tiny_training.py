@@ -29,6 +29,11 @@ def make_examples(count: int) -> list[dict[str, Any]]:
     return [*rows, {"messages": chat}]
 
 
+def make_pairs(count: int) -> list[dict[str, Any]]:
+    """Sums with a right and a wrong answer, of different lengths."""
+    return [{"prompt": f"{n}+{n}=", "chosen": f"{2 * n}", "rejected": "no" * (n % 4 + 1)} for n in range(1, count + 1)]
+
+
 class Recorder:
     """A `Progress` that remembers."""
 

@@ -55,6 +55,28 @@ def paired_difference(
     return stratified_mean(differences, seed=seed)
 
 
+def crossed_mean(groups: Sequence[np.ndarray], *, seed: int = 0) -> Estimate:
+    """The mean of the groups' means where every run answered the same items: ``[runs, items]`` per group.
+
+    Runs are resampled together for all groups and items inside each group, so the interval covers both another draw
+    of items and another training run. With few runs it is an approximation, and for one run that of the items alone.
+    """
+    assert groups, "an average needs at least one group"
+    runs = {len(group) for group in groups}
+    assert len(runs) == 1, "every group needs the same runs"
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(0, runs.pop(), size=(DRAWS, len(groups[0])))
+    draws = np.mean([_crossed_means(np.asarray(group, float), picks, generator) for group in groups], axis=0)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    value = float(np.mean([np.mean(group) for group in groups]))
+    return Estimate(value, float(low), float(high), sum(np.asarray(group).shape[1] for group in groups))
+
+
+def _crossed_means(values: np.ndarray, runs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    items = generator.integers(0, values.shape[1], size=(DRAWS, values.shape[1]))
+    return np.array([values[run][:, item].mean() for run, item in zip(runs, items, strict=True)])
+
+
 def _resampled_means(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     picks = generator.integers(0, len(values), size=(DRAWS, len(values)))
     return values[picks].mean(axis=1)

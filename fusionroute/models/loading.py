@@ -1,4 +1,4 @@
-"""From a hub id or a folder to a live model. safetensors only; remote code only if the user says so."""
+"""From a hub id or a folder to a live model, and back. safetensors only; remote code only if the user says so."""
 
 import logging
 import os
@@ -7,15 +7,30 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from fusionroute.config import Settings, nearest
 from fusionroute.errors import CheckpointError, SettingsError
+from fusionroute.models.adapters import (
+    CONFIG_FILE,
+    AdapterFiles,
+    attach,
+    find_adapter,
+    is_adapter,
+    known_by,
+    merge,
+    over_same_weights,
+    save_adapter,
+)
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CONFIG_FILES = ("config.json", CONFIG_FILE)  # every model folder has one of them
 Dtype = torch.dtype | str | None
+Loaded = dict[tuple[str, str | None, torch.dtype | None, torch.device], PreTrainedModel]
 
 
 class ModelReference(Settings):
@@ -33,48 +48,145 @@ def load_model(
     dtype: Dtype = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
+    loaded: Loaded | None = None,
+    merge_adapter: bool = False,
 ) -> PreTrainedModel:
     """Load a causal LM in evaluation mode; what ``reference`` itself says of dtype and device comes first.
 
     ``dtype=None`` keeps the checkpoint's own, except that float16 becomes float32 on CPU, where half precision is
-    slower and coarser.
+    slower and coarser. Of an adapter, dtype and device are those of its base; see `attach` for what it becomes.
+
+    Args:
+        loaded: remembers the checkpoints that were read; models that name the same one, as adapters over one base do,
+            share its weights. They must not be trained then, except for their adapters.
+        merge_adapter: make an adapter part of the weights, as training all of them needs; such a model shares nothing.
 
     Raises:
-        CheckpointError: the folder is missing, half-written or corrupt, or the weights are not safetensors.
+        CheckpointError: the folder is missing, half-written or corrupt, or the weights are not safetensors; an adapter
+            has no base, does not fit it, or is of a kind that cannot join a team.
     """
     reference = as_reference(reference)
+    adapter = adapter_at(reference)
+    if adapter is None:
+        return _checkpoint(reference, dtype, device, trust_remote_code, loaded)
+    base = _checkpoint(_base(reference, adapter), dtype, device, trust_remote_code, None if merge_adapter else loaded)
+    adapted = attach(base, adapter).eval()
+    return merge(adapted) if merge_adapter else adapted
+
+
+def _checkpoint(
+    reference: ModelReference,
+    dtype: Dtype,
+    device: str | torch.device | None,
+    trust_remote_code: bool,
+    loaded: Loaded | None,
+) -> PreTrainedModel:
+    """A model with weights of its own, read from disk unless ``loaded`` has it."""
     location = require_location(reference.model)
-    device = torch.device(reference.device or device or default_device())
     wanted = resolve_dtype(reference.dtype or dtype)
-    loaded: Any
+    # through a tensor, because cuda is a name for one of cuda:0, cuda:1, ...
+    place = torch.empty(0, device=torch.device(reference.device or device or default_device())).device
+    if loaded is None:
+        return _read_checkpoint(location, reference.revision, wanted, place, trust_remote_code)
+    key = (location, reference.revision, wanted, place)
+    if key not in loaded:
+        loaded[key] = _read_checkpoint(*key, trust_remote_code)
+    return over_same_weights(loaded[key])
+
+
+def _read_checkpoint(
+    location: str, revision: str | None, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool
+) -> PreTrainedModel:
+    read: Any
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        read = AutoModelForCausalLM.from_pretrained(
             location,
-            revision=reference.revision,
-            dtype=wanted or "auto",
+            revision=revision,
+            dtype=dtype or "auto",
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(_unreadable(location, error)) from error
-    model, report = loaded
+    model, report = read
     _refuse_incomplete(location, report)
-    if model.dtype == torch.float16 and device.type == "cpu" and wanted is None:
+    if model.dtype == torch.float16 and device.type == "cpu" and dtype is None:
         model = model.float()
-    return model.to(device).eval()
+    return known_by(model.to(device).eval(), location, revision)
 
 
 def load_tokenizer(
     reference: str | Path | ModelReference, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that stands beside a model. Raises `CheckpointError` as `load_model` does."""
+    """Load the tokenizer that stands beside a model, or beside the base of an adapter that has none.
+
+    Raises `CheckpointError` as `load_model` does.
+    """
     reference = as_reference(reference)
+    adapter = adapter_at(reference)
+    if adapter is not None and not _has_tokenizer(adapter):
+        reference = _base(reference, adapter)
     location = require_location(reference.model)
     try:
         return AutoTokenizer.from_pretrained(location, revision=reference.revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(_unreadable(location, error, what="a tokenizer")) from error
+
+
+def save_model(model: PreTrainedModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Write what `load_model` reads: a normal checkpoint, or of an adapter its own files alone.
+
+    Args:
+        state_dict: of ``model``, instead of its live weights; for training that shards them and gathers them here.
+    """
+    if is_adapter(model):
+        save_adapter(model, folder, state_dict)
+    else:
+        model.save_pretrained(folder, state_dict=state_dict)
+
+
+def adapter_at(reference: ModelReference) -> AdapterFiles | None:
+    """The adapter at a reference; None for a model with weights of its own. Raises `CheckpointError`."""
+    return find_adapter(require_location(reference.model), reference.revision)
+
+
+def full_model(reference: ModelReference) -> ModelReference:
+    """Where a model's config and all its weights stand: the reference itself, or the base of an adapter.
+
+    Raises:
+        CheckpointError: there is no model, or the base of an adapter is missing or an adapter too.
+    """
+    adapter = adapter_at(reference)
+    return reference if adapter is None else _base(reference, adapter)
+
+
+def _base(reference: ModelReference, adapter: AdapterFiles) -> ModelReference:
+    base = reference.model_copy(update={"model": adapter.base, "revision": adapter.base_revision})
+    try:
+        is_another = adapter_at(base) is not None
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{adapter.location} is an adapter whose base cannot be used: {error}; bring the base there, or write "
+            f"where it is into {adapter.folder / CONFIG_FILE}"
+        ) from error
+    if is_another:
+        raise CheckpointError(
+            f"{adapter.location} is an adapter over {adapter.base}, which is an adapter itself; merge that one into "
+            "its base, save it, and name the result as base"
+        )
+    return base
+
+
+def _has_tokenizer(adapter: AdapterFiles) -> bool:
+    found = cached_file(
+        adapter.location,
+        "tokenizer_config.json",
+        revision=adapter.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
 
 
 def as_reference(reference: str | Path | ModelReference) -> ModelReference:
@@ -100,8 +212,11 @@ def require_location(location: str) -> str:
     """Expand a local path and insist that it exists; leave a hub id (``owner/name``) as it is."""
     folder = Path(location).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} has no config.json, so it is no model folder (or one half-written)")
+        if not any((folder / name).is_file() for name in CONFIG_FILES):
+            raise CheckpointError(
+                f"{folder} has no config.json (nor, as an adapter, {CONFIG_FILE}), so it is no model folder (or one "
+                "half-written)"
+            )
         return str(folder)
     if folder.exists():
         raise CheckpointError(f"{folder} is a file; give the model's folder or a hub id")
@@ -114,7 +229,7 @@ def require_location(location: str) -> str:
 def _is_cached(hub_id: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
+    return any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in CONFIG_FILES)
 
 
 def _unreadable(location: str, error: Exception, what: str = "a model") -> str:

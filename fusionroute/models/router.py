@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from fusionroute.errors import CheckpointError, SettingsError
-from fusionroute.models.loading import Dtype, ModelReference, as_reference, load_model
+from fusionroute.models.loading import Dtype, Loaded, ModelReference, as_reference, load_model, save_model
 
 ROUTE_HEAD_FILE = "route_head.safetensors"
 
@@ -34,7 +34,8 @@ class Router(nn.Module):
     """π_θ and w = ⟨W, h⟩ from a single forward pass over the same prefix.
 
     Args:
-        lm: any transformers causal LM; it is trained with the head.
+        lm: any transformers causal LM, or one with an adapter (see `add_lora`); it is trained with the head, an adapter
+            instead of its base.
         num_experts: n, at least 1.
         bias: the paper prints w = ⟨W, h⟩, so off by default.
 
@@ -65,6 +66,11 @@ class Router(nn.Module):
         return self.lm.generation_config
 
     @property
+    def _no_split_modules(self) -> Any:
+        """Layers that are one piece of a sharded model; accelerate asks the model that it wraps."""
+        return self.lm._no_split_modules
+
+    @property
     def device(self) -> torch.device:
         return self.lm.device
 
@@ -90,18 +96,53 @@ class Router(nn.Module):
         bias = None if head.bias is None else head.bias.float()
         return nn.functional.linear(hidden.to(head.weight.device).float(), head.weight.float(), bias)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the LM as a normal checkpoint, which loads as a plain causal LM too, with the head beside it."""
-        self.lm.save_pretrained(folder)
-        head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.route_head.state_dict().items()}
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Any = None, **options: Any) -> None:
+        """Recompute activations in the backward pass instead of keeping them: less memory, the same gradients.
+
+        Trainer calls it, or by its older name `gradient_checkpointing_enable`, on the model that it trains.
+        """
+        _either(self.lm, "checkpointing_enable")(activation_checkpointing_kwargs, **options)
+
+    def activation_checkpointing_disable(self) -> None:
+        _either(self.lm, "checkpointing_disable")()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **options: Any) -> None:
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.activation_checkpointing_disable()
+
+    def save_pretrained(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the LM as a normal checkpoint, which loads as a plain causal LM too, with the head beside it.
+
+        Of an LM with an adapter only the adapter is written; its base is known by hub id or folder.
+
+        Args:
+            state_dict: keys and tensors as of `state_dict`, instead of the live weights; for training that shards them
+                and gathers them here.
+        """
+        save_model(self.lm, folder, _part(state_dict, "lm."))
+        weights = _part(state_dict, "route_head.") or self.route_head.state_dict()
+        head = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(head, Path(folder) / ROUTE_HEAD_FILE, metadata={"format": "pt"})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | ModelReference, *, dtype: Dtype = None, device: Any = None) -> Self:
-        """Load what `save_pretrained` wrote. Raises `CheckpointError` if either part is missing or corrupt."""
+    def from_pretrained(
+        cls,
+        folder: str | Path | ModelReference,
+        *,
+        dtype: Dtype = None,
+        device: Any = None,
+        loaded: Loaded | None = None,
+    ) -> Self:
+        """Load what `save_pretrained` wrote. Raises `CheckpointError` if either part is missing or corrupt.
+
+        Args:
+            dtype, device, loaded: of the LM; see `load_model`.
+        """
         reference = as_reference(folder)
         head = load_route_head(Path(reference.model))
-        lm = load_model(reference, dtype=dtype, device=device)
+        lm = load_model(reference, dtype=dtype, device=device, loaded=loaded)
         num_experts, hidden_size = head["weight"].shape
         if hidden_size != lm.config.get_text_config().hidden_size:
             raise CheckpointError(
@@ -111,6 +152,17 @@ class Router(nn.Module):
         router = cls(lm, num_experts, bias="bias" in head)
         router.route_head.load_state_dict(head)
         return router.eval()
+
+
+def _either(lm: Any, name: str) -> Any:
+    """One of two names: transformers renamed these methods within 5, and the old one warns where there is a new one."""
+    return getattr(lm, f"activation_{name}", None) or getattr(lm, f"gradient_{name}")
+
+
+def _part(state_dict: dict[str, Tensor] | None, prefix: str) -> dict[str, Tensor] | None:
+    if state_dict is None:
+        return None
+    return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
 
 
 def load_route_head(folder: Path) -> dict[str, Tensor]:

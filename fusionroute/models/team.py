@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusionroute.config import Settings
 from fusionroute.errors import CheckpointError, SettingsError
+from fusionroute.models.adapters import location_of, revision_of
 from fusionroute.models.card import model_card
-from fusionroute.models.loading import Dtype, ModelReference, load_model, load_tokenizer
+from fusionroute.models.loading import Dtype, Loaded, ModelReference, load_model, load_tokenizer, save_model
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.models.router import Router
 from fusionroute.models.vocabulary import ROUTER, check_models, check_tokenizers, eos_ids
@@ -56,8 +57,8 @@ class TeamModels:
         experts: name to causal LM; frozen, each on whatever device it is on.
         tokenizer: the one tokenizer of all of them.
         prompt: None takes prompts as they are; else ``"chat_template"`` or a named template such as ``"alpaca"``.
-        references: where each expert came from, for saving; experts not named here are known by their own
-            ``name_or_path``.
+        references: where each expert came from, for saving; experts not named here are known by where they say they
+            were loaded from.
 
     Raises:
         SettingsError: names that clash, or a router made for another number of experts.
@@ -107,7 +108,8 @@ class TeamModels:
     def save_pretrained(self, folder: str | Path, *, save_experts: bool = False, overwrite: bool = False) -> None:
         """Write ``team.json``, the router as a normal checkpoint, the tokenizer and a model card.
 
-        ``save_experts`` also writes the experts beside them; by default they are referred to by hub id or folder.
+        ``save_experts`` also writes the experts beside them; by default they are referred to by hub id or folder, as
+        the base of an adapter always is.
 
         Raises:
             SettingsError: an expert that was built in code has neither, so it must be saved too.
@@ -116,7 +118,7 @@ class TeamModels:
         team_file = self._team_file(save_experts)
         with new_folder(folder, overwrite=overwrite) as target:
             for name, expert in self.experts.items() if save_experts else ():
-                expert.save_pretrained(target / EXPERTS_FOLDER / name)
+                save_model(expert, target / EXPERTS_FOLDER / name)
                 self.tokenizer.save_pretrained(target / EXPERTS_FOLDER / name)
             write_team(target, self.router, self.tokenizer, team_file, name=Path(folder).name)
 
@@ -130,12 +132,13 @@ class TeamModels:
     def _reference(self, name: str) -> ModelReference:
         if name in self.references:
             return self.references[name]
-        location = self.experts[name].name_or_path
+        location = location_of(self.experts[name])
         if not location:
             raise SettingsError(
                 f"expert {name!r} was built in code and has no hub id or folder; pass save_experts=True"
             )
-        return ModelReference(model=str(Path(location).resolve()) if Path(location).is_dir() else location)
+        where = str(Path(location).resolve()) if Path(location).is_dir() else location
+        return ModelReference(model=where, revision=revision_of(self.experts[name]))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, save_experts: bool = False) -> str:
         """Upload what `save_pretrained` writes; returns the commit's address.
@@ -168,7 +171,7 @@ class TeamModels:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> Self:
-        """Load a team from a folder or hub id.
+        """Load a team from a folder or hub id. Adapters over one base, the router's too, share its weights.
 
         Args:
             dtype, device: for every model; see `load_model`.
@@ -184,12 +187,19 @@ class TeamModels:
         unknown = set(devices) - {ROUTER, *(expert.name for expert in team_file.experts)}
         if unknown:
             raise SettingsError(f"devices names {sorted(unknown)}, which the team does not have")
-        router = Router.from_pretrained(folder / team_file.router, dtype=dtype, device=devices.get(ROUTER, device))
+        loaded: Loaded = {}
+        router = Router.from_pretrained(
+            folder / team_file.router, dtype=dtype, device=devices.get(ROUTER, device), loaded=loaded
+        )
         tokenizer = load_tokenizer(folder / team_file.router)
         references = {entry.name: _resolve(folder, entry) for entry in team_file.experts}
         experts = {
             name: load_model(
-                reference, dtype=dtype, device=devices.get(name, device), trust_remote_code=trust_remote_code
+                reference,
+                dtype=dtype,
+                device=devices.get(name, device),
+                trust_remote_code=trust_remote_code,
+                loaded=loaded,
             )
             for name, reference in references.items()
         }

@@ -7,7 +7,7 @@ from typing import Any, cast
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from fusionroute.errors import CheckpointError, SettingsError
-from fusionroute.models.loading import ModelReference, load_tokenizer, require_location
+from fusionroute.models.loading import ModelReference, full_model, load_tokenizer, require_location
 from fusionroute.models.team import context_length
 from fusionroute.models.vocabulary import check_models, check_tokenizers
 
@@ -53,7 +53,8 @@ def training_length(basis: Basis, asked: int | None) -> int:
 
 
 def load_config(reference: ModelReference) -> PreTrainedConfig:
-    """Raises `CheckpointError` if there is no model there, or its config cannot be read."""
+    """A model's config, of an adapter its base's. Raises `CheckpointError` if there is no model or it is unreadable."""
+    reference = full_model(reference)
     location = require_location(reference.model)
     try:
         return AutoConfig.from_pretrained(location, revision=reference.revision)

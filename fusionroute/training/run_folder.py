@@ -1,5 +1,6 @@
 """What may be written where: a run continues its own folder, starts an empty one, and touches nobody else's."""
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,13 +15,28 @@ from fusionroute.training.settings import TrainSettings
 
 SETTINGS_FILE = "settings.yaml"
 SCORES_FOLDER = "scores"
-CHECKPOINTS_FOLDER = "checkpoints"
-SFT_PARTS = (TEAM_FILE, ROUTER_FOLDER, "README.md", CHECKPOINTS_FOLDER)  # the team file goes first: it says "finished"
+SFT_FOLDER = "sft"  # the team of stage 1, where a second stage follows
+PAIRS_FILE = "pairs.jsonl"
+PAIR_SCORES_FOLDER = "pair_scores"
+SFT_CHECKPOINTS, CDPO_CHECKPOINTS = "checkpoints/sft", "checkpoints/cdpo"
+MODEL_FOLDER = "model"  # what the fine-tuned baseline ends in, instead of a team
+TEAM_PARTS = (TEAM_FILE, ROUTER_FOLDER, "README.md")  # the team file first: it says "finished"
+
+# What each stage leaves, in their order; what a stage has left is worth nothing once an earlier one is done again.
+PARTS = {
+    "score": (SCORES_FOLDER,),
+    "sft": (SFT_FOLDER, SFT_CHECKPOINTS),
+    "pairs": (PAIRS_FILE, f"{PAIRS_FILE}.parts"),
+    "cdpo": (PAIR_SCORES_FOLDER, CDPO_CHECKPOINTS),
+}
 
 # These may change between a run and its continuation: they move work or reports about, not results
-FREE = ("device", "score.batch_size", "sft.save_steps", "sft.logging_steps", "sft.gradient_checkpointing")
-# Before the first SFT step these have not been used yet
-SFT_ONLY = ("sft", "seed", "router.head_bias", "router.dtype")
+_FREE_IN_STAGES = ("save_steps", "logging_steps", "gradient_checkpointing")
+FREE = ("device", "score", *(f"{stage}.{option}" for stage in ("sft", "cdpo") for option in _FREE_IN_STAGES))
+# What is first used by stage 1, by the making of pairs, by stage 2
+SFT_OPTIONS = ("sft", "seed", "routing", "method", "router")
+PAIR_OPTIONS = ("pairs", "data.pairs", "data.pairs_limit")
+CDPO_OPTIONS = ("cdpo",)
 
 
 def open_run(folder: str | Path, settings: TrainSettings) -> Path:
@@ -33,14 +49,22 @@ def open_run(folder: str | Path, settings: TrainSettings) -> Path:
     _refuse_foreign(folder)
     _refuse_other_settings(folder, settings)
     write_text(folder / SETTINGS_FILE, settings.to_yaml())
+    if settings.cdpo is not None and is_finished(folder) and not (folder / SFT_FOLDER).exists():
+        _finished_was_stage_one(folder)
     return folder
 
 
-def clear_run(folder: str | Path, *, keep_scores: bool = False) -> None:
-    """Remove what a run of ours has written, and nothing else. Raises `OutputExistsError` if the folder is no run."""
+def clear_run(folder: str | Path, *, since: str = "score") -> None:
+    """Remove what a run of ours has written in the stage ``since`` and later ones, and nothing else.
+
+    Raises:
+        OutputExistsError: the folder is no run.
+    """
     folder = Path(folder)
     _refuse_foreign(folder)
-    for part in (*SFT_PARTS, *(() if keep_scores else (SCORES_FOLDER,))):
+    stages = list(PARTS)
+    later = [part for stage in stages[stages.index(since) :] for part in PARTS[stage]]
+    for part in (*TEAM_PARTS, MODEL_FOLDER, *later):
         path = folder / part
         if path.is_dir():
             shutil.rmtree(path)
@@ -59,7 +83,23 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    return (folder / TEAM_FILE).is_file()
+    return (folder / TEAM_FILE).is_file() or (folder / MODEL_FOLDER).is_dir()
+
+
+def stage_one_is_finished(folder: Path, settings: TrainSettings) -> bool:
+    """Whether stage 1 is done where a second stage follows: a team, or the fine-tuned baseline's bare router."""
+    last = TEAM_FILE if settings.method == "fusionroute" else ROUTER_FOLDER
+    return (folder / SFT_FOLDER / last).exists()
+
+
+def _finished_was_stage_one(folder: Path) -> None:
+    """A finished run to which a second stage is added: its team is that of stage 1."""
+    target, moving = folder / SFT_FOLDER, folder / f".{SFT_FOLDER}.tmp"
+    moving.mkdir(exist_ok=True)
+    for part in TEAM_PARTS:
+        if (folder / part).exists():
+            os.replace(folder / part, moving / part)
+    os.replace(moving, target)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -70,9 +110,15 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _free_options(folder: Path) -> tuple[str, ...] | None:
     """Options that may still change, given what ``folder`` has; None if that is all of them."""
-    if is_finished(folder) or last_checkpoint(folder / CHECKPOINTS_FOLDER):
+    has_second_stage = (folder / PAIR_SCORES_FOLDER).exists() or last_checkpoint(folder / CDPO_CHECKPOINTS)
+    if has_second_stage or (is_finished(folder) and (folder / SFT_FOLDER).exists()):
         return FREE
-    return (*FREE, *SFT_ONLY) if (folder / SCORES_FOLDER / SCORES_FILE).is_file() else None
+    if (folder / PAIRS_FILE).exists() or (folder / f"{PAIRS_FILE}.parts").exists():
+        return (*FREE, *CDPO_OPTIONS)
+    if is_finished(folder) or (folder / SFT_FOLDER).exists() or last_checkpoint(folder / SFT_CHECKPOINTS):
+        return (*FREE, *CDPO_OPTIONS, *PAIR_OPTIONS)
+    is_scored = (folder / SCORES_FOLDER / SCORES_FILE).is_file()
+    return (*FREE, *CDPO_OPTIONS, *PAIR_OPTIONS, *SFT_OPTIONS) if is_scored else None
 
 
 def _refuse_other_settings(folder: Path, settings: TrainSettings) -> None:
@@ -89,13 +135,17 @@ def _refuse_other_settings(folder: Path, settings: TrainSettings) -> None:
         for key in dict.fromkeys([*found, *wanted])
         if found.get(key) != wanted.get(key) and not any(key == name or key.startswith(f"{name}.") for name in unused)
     ]
-    if not differences and list(found) != list(wanted):
+    if not differences and _experts(found) != _experts(wanted):
         differences = ["the order of the experts, which is that of the route head"]
     if differences:
         raise OutputExistsError(
             f"{folder} holds another run ({'; '.join(differences)}); "
             "choose another output folder, or ask for it to be overwritten"
         )
+
+
+def _experts(flat: Mapping[str, Any]) -> list[str]:
+    return [key for key in flat if key.startswith("experts.")]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

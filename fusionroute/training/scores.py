@@ -1,19 +1,20 @@
 """What the experts say of the data: two numbers per answer token and expert, on disk (spec, section 8, Caching).
 
-A folder of scores holds ``data.parquet`` (token ids), one ``<expert>.parquet`` per expert and ``scores.json``, which
-says what they belong to. Both losses need no more of an expert, so experts and router are never in memory together.
+Both losses need no more of an expert, so experts and router are never in memory together. Files are written one by
+one and never changed (see `score_folder`), so that scoring can be killed at any time, shared by several processes, and
+continued by any number of them.
 """
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from torch import Tensor
@@ -23,7 +24,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fusionroute.errors import DataError, ModelOutputError
 from fusionroute.models.loading import ModelReference, load_model
 from fusionroute.ops.losses import target_nll
-from fusionroute.output import write_json
 from fusionroute.training.data import list_column
 from fusionroute.training.fingerprint import (
     data_fingerprint,
@@ -32,10 +32,24 @@ from fusionroute.training.fingerprint import (
     token_counts,
     vocabulary_fingerprint,
 )
+from fusionroute.training.processes import join_processes, own_device
 from fusionroute.training.progress import Progress, Silent
+from fusionroute.training.score_folder import (
+    DATA_FILE,
+    SCORES_FILE,
+    ExpertFiles,
+    Layout,
+    changed,
+    checksum,
+    read_record,
+    read_table,
+    refuse_other_scores,
+    whole_file,
+    write_record,
+)
 
-SCORES_FILE = "scores.json"
-DATA_FILE = "data.parquet"
+__all__ = ["NLL", "SCORES_FILE", "TOP", "expert_names", "load_scores", "score", "score_batch", "score_dataset"]
+
 NLL, TOP = "nll.", "top_choice."  # columns of loaded scores are nll.<expert> and top_choice.<expert>
 
 
@@ -64,41 +78,95 @@ def score(
     folder: str | Path,
     *,
     batch_size: int = 16,
+    examples_per_file: int = 512,
     dtype: str | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Run each expert once over ``dataset``, one in memory at a time, and write what it says to ``folder``.
 
-    Experts that this folder already has are skipped, so an interrupted scoring goes on where it stopped.
+    Files that are there already are kept, so an interrupted scoring goes on where it stopped. The processes of a launch
+    share the files among them, and each returns when all are written.
+
+    Args:
+        dataset: as `prepare` or `prepare_pairs` makes it.
+        examples_per_file: what a killed run loses at most; fixed by the first scoring of a folder.
+        device: of every process; None gives each one its own accelerator.
+        progress: hears of the main process's share.
 
     Raises:
-        DataError: the folder holds scores of other data, another vocabulary or another expert.
+        DataError: the folder holds scores of other data, another vocabulary or another expert; or the disk is full.
         ModelOutputError: an expert's numbers are not finite.
     """
-    folder, progress = Path(folder), progress or Silent()
+    processes, folder = join_processes(device), Path(folder)
+    progress = progress if progress and processes.is_main_process else Silent()
+    dataset = Dataset(dataset.with_format("arrow")[:])  # what follows reads columns, past an index of selected rows
     wanted: dict[str, Any] = {
         "data": data_fingerprint(dataset),
         "vocabulary": vocabulary_fingerprint(tokenizer),
+        "examples_per_file": examples_per_file,
         "experts": {name: expert_fingerprint(reference, dtype) for name, reference in experts.items()},
     }
-    _refuse_other_scores(folder, wanted)
-    if not (folder / SCORES_FILE).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_table(dataset.data.table, folder / DATA_FILE)
-        write_json(folder / SCORES_FILE, {**wanted, "experts": {}})
+    layout = _open_folder(folder, dataset, wanted, processes)
+    scored = [name for name in experts if _is_scored(folder, name, layout)]
+    processes.wait_for_everyone()  # from here on files appear, and all must have decided alike
     for name, reference in experts.items():
-        if _is_scored(folder, name):
+        if name in scored:
             progress.finish(f"{name}: scored before")
             continue
-        model = load_model(reference, dtype=dtype, device=device)
-        progress.start(f"score {name}", len(dataset))
-        table = score_dataset(model, dataset, batch_size, progress, name)
-        del model
-        clear_device_cache(garbage_collection=True)
-        _write_table(table, folder / f"{name}.parquet")
-        _record(folder, name, wanted["experts"][name])  # last: an expert counts as scored from here on
-        progress.finish(f"{name}: mean loss {np.mean(table['nll'].combine_chunks().values):.3f} per answer token")
+        files = ExpertFiles(folder, name, layout, wanted)
+        share = range(processes.process_index, len(layout), processes.num_processes)
+        missing = [number for number in share if not files.has(number)]
+        _start(progress, name, layout, share, missing, processes)
+        if missing:
+            model = load_model(reference, dtype=dtype, device=own_device(processes, device))
+            _score_files(model, dataset, files, missing, batch_size, progress, name)
+            del model
+            clear_device_cache(garbage_collection=True)
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            mean = _record(folder, name, files, wanted["experts"][name])
+            progress.finish(f"{name}: mean loss {mean:.3f} per answer token")
+    processes.wait_for_everyone()
+
+
+def _open_folder(folder: Path, dataset: Dataset, wanted: dict[str, Any], processes: PartialState) -> Layout:
+    refuse_other_scores(folder, wanted)
+    processes.wait_for_everyone()  # nobody writes before everybody has looked
+    is_new = read_record(folder) is None
+    if processes.is_main_process and (is_new or not (folder / DATA_FILE).is_file()):
+        with whole_file(folder / DATA_FILE) as temporary:
+            pq.write_table(dataset.data.table, temporary)
+    if processes.is_main_process and is_new:
+        write_record(folder, {**wanted, "experts": {}, "checksums": {}})
+    processes.wait_for_everyone()
+    recorded = read_record(folder)
+    assert recorded is not None
+    return Layout.of(dataset, recorded["examples_per_file"])
+
+
+def _start(
+    progress: Progress, name: str, layout: Layout, share: Sequence[int], missing: Sequence[int], processes: PartialState
+) -> None:
+    """Counts the examples of this process alone: what the others have done meanwhile is not known here."""
+    others = f" (process 1 of {processes.num_processes})" if processes.num_processes > 1 else ""
+    progress.start(f"score {name}{others}", sum(len(layout.rows(number)) for number in share))
+    if len(missing) < len(share):
+        progress.advance(sum(len(layout.rows(number)) for number in share if number not in missing), "resumed")
+
+
+def _score_files(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    files: ExpertFiles,
+    numbers: Sequence[int],
+    batch_size: int,
+    progress: Progress,
+    name: str,
+) -> None:
+    for number in numbers:
+        examples = Dataset(dataset.data.table.take(files.layout.rows(number)))
+        files.write(number, score_dataset(model, examples, batch_size, progress, name))
 
 
 def score_dataset(
@@ -113,10 +181,10 @@ def score_dataset(
     for rows in np.split(order, range(batch_size, len(order), batch_size)):
         batch_nll, batch_top = _score_rows(model, dataset[rows.tolist()]["input_ids"])
         for at, row in enumerate(rows):
-            answer = slice(starts[row] - 1, counts[row] - 1)
-            nll[offsets[row] : offsets[row + 1]] = batch_nll[at, answer]
-            top[offsets[row] : offsets[row + 1]] = batch_top[at, answer]
-            _refuse_infinite(nll[offsets[row] : offsets[row + 1]], name, row)
+            answer, place = slice(starts[row] - 1, counts[row] - 1), slice(offsets[row], offsets[row + 1])
+            nll[place], top[place] = batch_nll[at, answer], batch_top[at, answer]
+            if not np.isfinite(nll[place]).all():
+                raise _not_finite(name, nll[place], dataset[int(row)]["row"])
         progress.advance(len(rows))
     return pa.table({"nll": list_column(offsets, nll), "top_choice": list_column(offsets, top)})
 
@@ -128,46 +196,56 @@ def _score_rows(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> tuple[
     return nll.cpu().numpy(), top.cpu().numpy()
 
 
-def _refuse_infinite(nll: np.ndarray, name: str, row: int) -> None:
-    if not np.isfinite(nll).all():
-        raise ModelOutputError(
-            f"expert {name!r} gives a loss of {nll[~np.isfinite(nll)][0]} on example {row + 1}; "
-            "its weights are broken or its dtype is too narrow (try bfloat16 or float32)"
-        )
+def _not_finite(name: str, nll: np.ndarray, row: int) -> ModelOutputError:
+    return ModelOutputError(
+        f"expert {name!r} gives a loss of {nll[~np.isfinite(nll)][0]} on row {row} of the data; "
+        "its weights are broken or its dtype is too narrow (try bfloat16 or float32)"
+    )
 
 
 def load_scores(folder: str | Path, experts: Sequence[str] | None = None) -> Dataset:
     """Scored examples, ready for training.
 
     Args:
-        experts: in the order of the route head; None takes all, in the order in which they were scored.
+        experts: in the order of the route head; None takes all, in the order in which they were scored;
+            none at all gives the examples alone.
 
     Returns:
-        columns ``input_ids``, ``prompt_length``, then for each expert ``nll.<name>`` and then for each
-        ``top_choice.<name>``: lists over the answer tokens.
+        the examples in their own order: columns ``input_ids``, ``prompt_length``, ``row``, then for each expert
+        ``nll.<name>`` and then for each ``top_choice.<name>``: lists over the answer tokens.
 
     Raises:
-        DataError: there are no scores, an expert has none, or the files do not belong together.
+        DataError: there are no scores, an expert has none, or a file is not as it was written.
     """
     folder = Path(folder)
-    recorded = _read_record(folder)
+    recorded = read_record(folder)
     if recorded is None:
         raise DataError(f"{folder} holds no scores; make them with fusionroute score")
+    dataset = _load_data(folder, recorded)
+    layout = Layout.of(dataset, recorded["examples_per_file"])
     names = list(experts) if experts is not None else list(recorded["experts"])
-    missing = [name for name in names if not _is_scored(folder, name)]
-    if missing or not names:
+    missing = [name for name in names if not _is_scored(folder, name, layout)]
+    if missing or (experts is None and not names):
         raise DataError(f"{folder} has no scores of {', '.join(missing) or 'any expert'}; run fusionroute score again")
-    data = _read_table(folder / DATA_FILE)
-    tables = {name: _read_table(folder / f"{name}.parquet") for name in names}
-    columns = {"input_ids": data["input_ids"], "prompt_length": data["prompt_length"]}
+    tables = {name: _load_expert(folder, name, layout, recorded) for name in names}
+    columns = {name: dataset.data.column(name) for name in dataset.column_names}
     columns |= {NLL + name: table["nll"] for name, table in tables.items()}
     columns |= {TOP + name: table["top_choice"] for name, table in tables.items()}
-    if any(table.num_rows != data.num_rows for table in tables.values()):
-        raise DataError(f"the files in {folder} have different numbers of examples; score anew")
-    dataset = Dataset(pa.table(columns))
+    return Dataset(pa.table(columns))
+
+
+def _load_data(folder: Path, recorded: Mapping[str, Any]) -> Dataset:
+    dataset = Dataset(read_table(folder / DATA_FILE)).select_columns(["input_ids", "prompt_length", "row"])
     if data_fingerprint(dataset)["hash"] != recorded["data"]["hash"]:
-        raise DataError(f"{folder / DATA_FILE} was changed since it was scored; score anew")
+        raise changed(folder / DATA_FILE)
     return dataset
+
+
+def _load_expert(folder: Path, name: str, layout: Layout, recorded: Mapping[str, Any]) -> pa.Table:
+    table = ExpertFiles(folder, name, layout, recorded).read_all()
+    if checksum(table) != recorded["checksums"][name]:
+        raise changed(folder / name)
+    return table
 
 
 def expert_names(scored: Dataset) -> list[str]:
@@ -178,68 +256,17 @@ def expert_names(scored: Dataset) -> list[str]:
     return names
 
 
-def _is_scored(folder: Path, name: str) -> bool:
-    recorded = _read_record(folder)
-    return recorded is not None and name in recorded["experts"] and (folder / f"{name}.parquet").is_file()
+def _is_scored(folder: Path, name: str, layout: Layout) -> bool:
+    recorded = read_record(folder)
+    if recorded is None or name not in recorded["experts"]:
+        return False
+    return ExpertFiles(folder, name, layout, recorded).are_complete()
 
 
-def _record(folder: Path, name: str, fingerprint: dict[str, Any]) -> None:
-    recorded = _read_record(folder)
+def _record(folder: Path, name: str, files: ExpertFiles, fingerprint: dict[str, Any]) -> float:
+    """From here on the expert counts as scored. Returns its mean loss."""
+    table, recorded = files.read_all(), read_record(folder)
     assert recorded is not None
-    recorded["experts"][name] = fingerprint
-    write_json(folder / SCORES_FILE, recorded)
-
-
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    path = folder / SCORES_FILE
-    if not path.is_file():
-        return None
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        return {key: recorded[key] for key in ("data", "vocabulary", "experts")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not the record of scores ({error!r}); score into another folder") from error
-
-
-def _refuse_other_scores(folder: Path, wanted: dict[str, Any]) -> None:
-    found = _read_record(folder)
-    if found is None:
-        return
-    differences = [
-        *_differences("data", found["data"], wanted["data"]),
-        *_differences("tokenizer", {"vocabulary": found["vocabulary"]}, {"vocabulary": wanted["vocabulary"]}),
-    ]
-    for name in found["experts"].keys() & wanted["experts"].keys():
-        differences += _differences(f"expert {name!r}", found["experts"][name], wanted["experts"][name])
-    if differences:
-        raise DataError(
-            f"{folder} holds scores of something else ({'; '.join(differences)}); "
-            "choose another output folder, or ask for it to be overwritten"
-        )
-
-
-def _differences(what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{what}: {key} was {_short(found.get(key))}, is now {_short(value)}"
-        for key, value in wanted.items()
-        if found.get(key) != value
-    ]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:8] + "…" if len(text) == 64 else text  # hashes only need to be seen to differ
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-    """Whole or not at all; the temporary name is the same each time, so a killed run leaves at most one behind."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
-
-
-def _read_table(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read ({error}); score anew") from error
+    recorded["experts"][name], recorded["checksums"][name] = fingerprint, checksum(table)
+    write_record(folder, recorded)
+    return pc.mean(pc.list_flatten(table["nll"])).as_py()

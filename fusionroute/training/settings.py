@@ -1,8 +1,8 @@
 """What a team file may say. Where the paper is silent, the default and its reason stand beside the option."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fusionroute.config import Settings, nearest
 from fusionroute.models.loading import DTYPES, ModelReference
@@ -16,6 +16,15 @@ def _known_dtype(name: str | None) -> str | None:
     return name
 
 
+class LoraSettings(Settings):
+    """An adapter instead of the whole router; the route head is trained in full beside it."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | tuple[str, ...] = "all-linear"  # in peft's words
+
+
 class RouterSettings(Settings):
     """The router before training."""
 
@@ -23,6 +32,7 @@ class RouterSettings(Settings):
     revision: str | None = None
     head_bias: bool = False  # spec, decision i
     dtype: str = "float32"  # of the weights while training: steps of 1e-5 are lost in bfloat16's rounding
+    lora: LoraSettings | None = None  # None = all weights
 
     _dtype = field_validator("dtype")(_known_dtype)
 
@@ -33,32 +43,82 @@ class RouterSettings(Settings):
 
 class DataSettings(Settings):
     train: str  # .jsonl or .parquet file, or hub id
+    pairs: str | None = None  # preference pairs of stage 2, in the same forms; None = the team's own mistakes
+    exclude: str | None = None  # rows whose prompts must not be learned, such as a test set
     max_length: int | None = Field(None, ge=2)  # None = the smallest context of the team
     all_tokens: bool = False  # the formulas cover the answer only
     limit: int | None = Field(None, ge=1)  # the first rows only
+    pairs_limit: int | None = Field(None, ge=1)
 
 
 class ScoreSettings(Settings):
     batch_size: int = Field(16, ge=1)
+    examples_per_file: int = Field(512, ge=1)  # what a killed run has to do again at most
 
 
-class SFTSettings(Settings):
-    """Stage 1. The paper gives learning rate, epochs and λ; the rest are customary values for fine-tuning."""
+class RoutingSettings(Settings):
+    """The routing loss, the same in both stages (spec, section 12)."""
+
+    weight: float = Field(1 / 3, ge=0)  # λ
+    aggregation: Literal["expected_nll", "renormalised"] = "expected_nll"  # the second keeps the experts in memory
+    positions: Literal["informative", "all"] = "informative"  # the paper's S, or every answer token
+
+
+class StageSettings(Settings):
+    """How one stage is optimised. The paper gives learning rate and epochs; the rest are customary values."""
 
     learning_rate: float = Field(1e-5, gt=0)
     epochs: float = Field(1.0, gt=0)
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1)  # examples per process; a preference pair is one
     accumulation: int = Field(1, ge=1)  # batches per step; losses are means over the whole step
-    routing_weight: float = Field(1 / 3, ge=0)  # λ
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0)  # 0 = no clipping
     max_steps: int | None = Field(None, ge=1)  # None = as the epochs say
+    group_by_length: bool = False  # batches of like length, in random order: less padding
     save_steps: int = Field(500, ge=1)
     logging_steps: int = Field(10, ge=1)
     gradient_checkpointing: bool = False
     bf16: bool = False  # bfloat16 arithmetic over the weights as they are
+
+
+class SFTSettings(StageSettings):
+    """Stage 1, Eq. (2)."""
+
+
+class PairSettings(Settings):
+    """Preference pairs made of the team's own mistakes: its greedy answer where something better is known."""
+
+    prompts: str  # .jsonl or .parquet file, or hub id; reference answers ("completion") take part where there are any
+    samples: int = Field(4, ge=0)  # drawn per prompt beside the greedy answer
+    temperature: float = Field(1.0, gt=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_new_tokens: int = Field(256, ge=1)
+    margin: float = Field(0.0, ge=0)  # the chosen answer is judged better by more than this
+    checker: str | None = None  # package.module:function of (rows, answers) to scores
+    reward_model: str | None = None  # hub id or folder of a sequence classifier with one output
+    judge_url: str | None = None  # an OpenAI-compatible endpoint
+    judge_model: str | None = None
+    limit: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> Self:
+        named = [name for name in ("checker", "reward_model", "judge_url") if getattr(self, name)]
+        if len(named) != 1:
+            raise ValueError(f"name one of checker, reward_model, judge_url; got {', '.join(named) or 'none'}")
+        if bool(self.judge_url) != bool(self.judge_model):
+            raise ValueError("judge_url and judge_model belong together")
+        return self
+
+
+class CDPOSettings(StageSettings):
+    """Stage 2, Eq. (3) and Algorithm 1. Left out of a team file, training ends with stage 1."""
+
+    beta: float = Field(0.1, ge=0)
+    form: Literal["printed", "normalised"] = "printed"  # the second keeps the experts in memory
+    sft_examples: int | None = Field(None, ge=0)  # of data.train in the mixture; None = as many as there are pairs
 
 
 class TrainSettings(Settings):
@@ -69,7 +129,11 @@ class TrainSettings(Settings):
     prompt: str | None = None
     data: DataSettings
     score: ScoreSettings = ScoreSettings()
+    routing: RoutingSettings = RoutingSettings()
     sft: SFTSettings = SFTSettings()
+    pairs: PairSettings | None = None
+    cdpo: CDPOSettings | None = None
+    method: Literal["fusionroute", "fine_tuned"] = "fusionroute"  # the second: same data and steps, one plain model
     seed: int = Field(0, ge=0)
     dtype: str | None = None  # of the experts while scoring and of the finished router; None = as in their checkpoints
     device: str | None = None
@@ -95,3 +159,17 @@ class TrainSettings(Settings):
         if prompt is not None and prompt not in (CHAT_TEMPLATE, *TEMPLATES):
             raise ValueError(nearest(prompt, [CHAT_TEMPLATE, *TEMPLATES]))
         return prompt
+
+    @model_validator(mode="after")
+    def _stage_two_has_pairs(self) -> Self:
+        sources = [name for name, given in (("data.pairs", self.data.pairs), ("pairs", self.pairs)) if given]
+        if self.cdpo and len(sources) != 1:
+            raise ValueError(
+                "cdpo needs preference pairs: a file or hub id as data.pairs, or a section pairs that makes them of "
+                f"the team's own mistakes; got {' and '.join(sources) or 'neither'}"
+            )
+        if self.pairs and self.method == "fine_tuned":
+            raise ValueError("the fine-tuned baseline learns from given pairs: name those of the team as data.pairs")
+        if sources and not self.cdpo:
+            raise ValueError(f"{sources[0]} is of use in stage 2 only; add a section cdpo, or leave it out")
+        return self

@@ -1,193 +1,148 @@
 """Stage 1: the router learns the answers and the choice of expert together, Eq. (2). The experts are numbers by now."""
 
-import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from torch import Tensor
+from transformers import TrainerCallback
 
-from fusionroute.errors import DataError, FusionRouteError, SettingsError
+from fusionroute.errors import DataError, SettingsError
 from fusionroute.models.router import Router, RouterOutput
-from fusionroute.ops.losses import SFTSums, sft_sums
-from fusionroute.training.collator import IGNORED, collate
-from fusionroute.training.interrupt import StopOnInterrupt
+from fusionroute.ops.losses import SFTSums, expected_nll, renormalised_nll, sft_sums
+from fusionroute.training.collator import IGNORED
+from fusionroute.training.experts import LiveExperts
+from fusionroute.training.fingerprint import token_counts
 from fusionroute.training.scores import expert_names
+from fusionroute.training.trainer import RouterArguments, RouterTrainer
 
-logger = logging.getLogger(__name__)
+MEASURED = ("lm_loss", "routing_loss", "informative", "routing_accuracy")
 
 
 @dataclass
-class SFTConfig(TrainingArguments):
-    """transformers' arguments with the paper's values where it gives them (spec, section 8).
+class SFTConfig(RouterArguments):
+    """`RouterArguments` and the routing loss.
 
     Args:
         routing_weight: λ of Eq. (2), at least 0.
+        aggregation: ``expected_nll`` or ``renormalised`` (spec, section 12, ii).
+        positions: ``informative`` (the paper's S) or ``all``.
 
     Raises:
-        SettingsError: a negative ``routing_weight``.
+        SettingsError: a negative ``routing_weight``, an unknown ``aggregation`` or ``positions``.
     """
 
     routing_weight: float = 1 / 3
-    learning_rate: float = 1e-5
-    num_train_epochs: float = 1.0
-    remove_unused_columns: bool = False  # the scores are no arguments of the model's forward
-    report_to: Any = "none"
-    logging_nan_inf_filter: bool = False  # a loss that is not finite stops training; it is not averaged away
-    use_cache: bool = True  # else Trainer writes use_cache=False into the router's own config, and so into checkpoints
+    aggregation: str = "expected_nll"
+    positions: str = "informative"
 
     def __post_init__(self) -> None:
         if not self.routing_weight >= 0:
             raise SettingsError(f"routing_weight must be at least 0; got {self.routing_weight}")
+        allowed = {"aggregation": ("expected_nll", "renormalised"), "positions": ("informative", "all")}
+        for option, values in allowed.items():
+            if getattr(self, option) not in values:
+                raise SettingsError(f"{option} is {' or '.join(values)}; got {getattr(self, option)!r}")
         super().__post_init__()
 
 
-class SFTTrainer(Trainer):
-    """A `transformers.Trainer` of a `Router` on scored examples (see `load_scores`).
+class SFTTrainer(RouterTrainer):
+    """Trains a `Router` on scored examples (see `load_scores`).
 
     Gradients go through the whole router: h is not detached. Besides ``loss`` it logs ``lm_loss``, ``routing_loss``,
-    ``informative`` (share of answer positions) and ``routing_accuracy`` (share of informative positions at which the
-    chosen expert is the best one), all over the steps since the last log.
+    ``informative`` (share of answer positions), ``routing_accuracy`` (share of informative positions at which the
+    chosen expert is the best one) and ``usage.<expert>`` (share of answer positions), all since the last log.
+
+    Args:
+        experts: names in the order of the route head; None takes all that are scored, and an empty one trains the LM
+            alone (the fine-tuned baseline).
+        live: the experts themselves, wanted by ``renormalised``.
 
     Raises:
         DataError: the examples carry no scores, or those of another number of experts.
-        SettingsError: FSDP or DeepSpeed, which shard weights that `Router` saves whole.
+        SettingsError: ``renormalised`` without ``live`` experts.
     """
 
     args: SFTConfig
-    loss_is_scaled_for_ga = True  # our sums are divided by the counts of the whole accumulated step
 
     def __init__(
         self,
         model: Router,
         args: SFTConfig,
-        train_dataset: Dataset,
+        train_dataset: Any,
         *,
+        experts: Sequence[str] | None = None,
+        lengths: Sequence[int] | None = None,
+        live: LiveExperts | None = None,
+        measured: Sequence[str] = (),
         callbacks: Sequence[TrainerCallback] = (),
         optimizers: tuple[Any, Any] = (None, None),
     ):
-        names = expert_names(train_dataset)
-        if len(names) != model.num_experts:
+        names = expert_names(train_dataset) if experts is None else tuple(experts)
+        if len(names) != model.num_experts and names:
             raise DataError(f"the router chooses among {model.num_experts} experts; scored are {', '.join(names)}")
-        self.interrupt = StopOnInterrupt()
+        if args.aggregation == "renormalised" and names and live is None:
+            raise SettingsError("aggregation 'renormalised' needs the experts in memory: pass live=LiveExperts(...)")
+        self.live = live
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
-            data_collator=collate,
-            callbacks=[*callbacks, self.interrupt],
+            experts=names,
+            lengths=_lengths(train_dataset) if lengths is None else lengths,
+            measured=[*MEASURED, *(f"usage.{name}" for name in names), *measured],
+            callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise SettingsError("a router trains on one process or with DDP; FSDP and DeepSpeed are not supported yet")
-        self._seen = _Seen()
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, or go on from ``resume_from_checkpoint``.
+    def counts(self, batch: dict[str, Tensor]) -> Tensor:
+        """``[2]``: answer tokens, and those of them that teach routing."""
+        is_answer = example_answers(batch)
+        return torch.stack([is_answer.sum(), self._routed(batch, is_answer).sum()])
 
-        Raises:
-            KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
-            FusionRouteError: the loss or its gradient is not finite; the last checkpoint stays.
-        """
-        with self.interrupt.listening():
-            result = super().train(*args, **kwargs)
-        if self.interrupt.was_asked:
-            done = f"stopped after step {self.state.global_step} of {self.state.max_steps}"
-            logger.warning("%s; the same command continues", done)
-            raise KeyboardInterrupt(done)
-        return result
+    def step_loss(self, outputs: RouterOutput, batch: dict[str, Tensor], counts: Tensor) -> Tensor:
+        """Eq. (2)."""
+        return self.sft_sums(outputs, batch).loss(self.args.routing_weight, *counts)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Eq. (2) of one batch, divided by what `_get_num_items_in_batch` counted for the whole step."""
-        outputs = model(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        sums = self._sums(outputs, inputs, is_training=model.training)
-        tokens, informative = num_items_in_batch if num_items_in_batch is not None else (None, None)
-        # DDP averages gradients over processes, but our counts are those of all of them together
-        loss = sums.loss(self.args.routing_weight, tokens, informative) * self.accelerator.num_processes
-        self._refuse_infinite("loss", loss.detach())
-        return (loss, outputs) if return_outputs else loss
-
-    def _sums(self, outputs: RouterOutput, inputs: dict[str, Tensor], *, is_training: bool) -> SFTSums:
+    def sft_sums(self, outputs: RouterOutput, batch: dict[str, Tensor]) -> SFTSums:
+        """Both parts of Eq. (2), over the examples of a batch; pairs do not count."""
         assert outputs.logits is not None
-        assert outputs.route_logits is not None
-        is_answer = inputs["labels"] != IGNORED
-        route_logits, expert_nll = outputs.route_logits[is_answer], inputs["expert_nll"][is_answer]
-        is_informative = inputs["informative"][is_answer]
-        targets = inputs["labels"][is_answer]
-        sums = sft_sums(outputs.logits[is_answer], route_logits, targets, expert_nll, is_informative)
-        if is_training:
-            self._seen.add(sums, route_logits, expert_nll, is_informative)
+        is_answer = example_answers(batch)
+        routing = self._routing_nll(outputs, batch, self._routed(batch, is_answer))
+        sums = sft_sums(outputs.logits[is_answer], batch["labels"][is_answer], routing)
+        if outputs.logits.requires_grad:
+            self._measure(sums, outputs, batch, is_answer)
         return sums
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
-        """``[2]``: answer tokens and informative positions of a whole accumulated step, over all processes."""
-        answers = sum(batch["labels"].ne(IGNORED).sum() for batch in batch_samples)
-        informative = sum(batch["informative"].sum() for batch in batch_samples)
-        counts = torch.stack([torch.as_tensor(answers), torch.as_tensor(informative)]).to(device)
-        return self.accelerator.reduce(counts, reduction="sum")
+    def _routed(self, batch: dict[str, Tensor], is_answer: Tensor) -> Tensor:
+        return is_answer & batch["informative"] if self.args.positions == "informative" else is_answer
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Called just before the optimizer step: the last moment to keep the weights whole."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not self.args.fp16:  # float16's loss scaling skips such steps by itself
-            self._refuse_infinite("gradient", norm)
-        return norm
+    def _routing_nll(self, outputs: RouterOutput, batch: dict[str, Tensor], routed: Tensor) -> Tensor:
+        assert outputs.route_logits is not None
+        route_logits = outputs.route_logits[routed]
+        if self.args.aggregation == "expected_nll" or self.live is None:
+            return expected_nll(route_logits, batch["expert_nll"][routed])
+        return renormalised_nll(route_logits, self.live.log_probs(batch, routed), batch["labels"][routed])
 
-    def _refuse_infinite(self, what: str, value: Any) -> None:
-        if not math.isfinite(float(value)):
-            raise FusionRouteError(
-                f"the {what} became {float(value)} at step {self.state.global_step + 1}; the checkpoints before it are "
-                "whole: lower the learning rate, or look for broken examples"
-            )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # the summary at the end has none
-            logs = {**logs, **self._seen.means(self.accelerator)}
-            self._seen = _Seen()
-        super().log(logs, start_time)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The router as `Router.save_pretrained` writes it: safetensors, and loadable by itself."""
-        if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir or self.args.output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        router: Any = model or self.model
-        saved = Router.from_pretrained(resume_from_checkpoint, dtype=router.dtype, device="cpu")
-        router.load_state_dict(saved.state_dict())
+    def _measure(self, sums: SFTSums, outputs: RouterOutput, batch: dict[str, Tensor], is_answer: Tensor) -> None:
+        assert outputs.route_logits is not None
+        picked = outputs.route_logits[is_answer].argmax(-1)
+        in_s, nll = batch["informative"][is_answer], batch["expert_nll"][is_answer]
+        is_best = nll.gather(-1, picked[:, None])[:, 0] <= nll.amin(-1)
+        self.meter.add("lm_loss", sums.lm, sums.tokens)
+        self.meter.add("routing_loss", sums.routing, sums.routed)
+        self.meter.add("informative", in_s.sum(), sums.tokens)
+        self.meter.add("routing_accuracy", (is_best & in_s).sum(), in_s.sum())
+        for number, name in enumerate(self.experts):
+            self.meter.add(f"usage.{name}", (picked == number).sum(), sums.tokens)
 
 
-class _Seen:
-    """Sums over the batches since the last log; means are taken once, when they are asked for."""
+def example_answers(batch: dict[str, Tensor]) -> Tensor:
+    """Where a batch predicts answer tokens of examples, not of pairs: bool ``[sequences, positions]``."""
+    return batch["labels"].ne(IGNORED) & batch["answer"].lt(0)[:, None]
 
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None
 
-    @torch.no_grad()
-    def add(self, sums: SFTSums, route_logits: Tensor, expert_nll: Tensor, is_informative: Tensor) -> None:
-        chosen = expert_nll.gather(-1, route_logits.argmax(-1, keepdim=True)).squeeze(-1)
-        is_best = (chosen <= expert_nll.amin(-1)) & is_informative
-        new = torch.stack([sums.lm, sums.routing, sums.tokens, sums.informative, is_best.sum()]).float()
-        self.sums = new if self.sums is None else self.sums + new
-
-    def means(self, accelerator: Any) -> dict[str, float]:
-        if self.sums is None:
-            return {}
-        lm, routing, tokens, informative, best = accelerator.reduce(self.sums, reduction="sum").tolist()
-        return {
-            "lm_loss": lm / max(tokens, 1),
-            "routing_loss": routing / max(informative, 1),
-            "informative": informative / max(tokens, 1),
-            "routing_accuracy": best / max(informative, 1),
-        }
+def _lengths(train_dataset: Any) -> list[int]:
+    return list(token_counts(train_dataset)) if isinstance(train_dataset, Dataset) else []

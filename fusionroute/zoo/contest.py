@@ -17,11 +17,11 @@ from fusionroute.models.vocabulary import ROUTER
 from fusionroute.terminal import RichProgress
 from fusionroute.zoo.tasks import TASKS, Example, check, examples
 
-ROUTER_ALONE, ROUTING_ONLY, FUSED = "router alone", "routing only", "fused"
+ROUTER_ALONE, ROUTING_ONLY, BEFORE_CDPO, FUSED = "router alone", "routing only", "fused, before CDPO", "fused"
 DECODING = GenerationSettings(max_new_tokens=80)  # the longest reference answer has about 60
 
 
-SEEN_IN_DEVELOPMENT = 100  # the first test examples of each task: recipes and rates were chosen by looking at them
+SEEN_IN_DEVELOPMENT = 200  # the first test examples of each task: recipes and rates were chosen by looking at them
 
 
 def unseen(count: int) -> dict[str, list[Example]]:
@@ -29,23 +29,32 @@ def unseen(count: int) -> dict[str, list[Example]]:
     return {task: examples(task, "test", SEEN_IN_DEVELOPMENT + count)[SEEN_IN_DEVELOPMENT:] for task in TASKS}
 
 
-def methods(team: TeamModels) -> dict[str, Method]:
-    """Who is compared: each expert alone, the router alone, routing without the router's say, and both together."""
+def methods(team: TeamModels, before: TeamModels | None = None) -> dict[str, Method]:
+    """Who is compared: each expert alone, the router alone, routing without the router's say, and both together.
+
+    ``before`` is the same team after stage 1.
+    """
     alone: dict[str, Method] = {f"{name} alone": Single(model, name) for name, model in team.experts.items()}
-    return alone | {
+    together: dict[str, Method] = {
         ROUTER_ALONE: Single(team.router, ROUTER),
         ROUTING_ONLY: FusionRoute(team, complement=False),
-        FUSED: FusionRoute(team),
     }
+    if before is not None:
+        together[BEFORE_CDPO] = FusionRoute(before)
+    return alone | together | {FUSED: FusionRoute(team)}
 
 
 def compare(
-    team: TeamModels, test: Mapping[str, Sequence[Example]], progress: RichProgress
+    team: TeamModels,
+    test: Mapping[str, Sequence[Example]],
+    progress: RichProgress,
+    *,
+    before: TeamModels | None = None,
 ) -> tuple[Comparison, dict[str, list[Completion]]]:
     """Every method answers every example, greedily; verdicts by method and task, and the answers themselves."""
     items = [example for task in test.values() for example in task]
     prompts = [team.prompt_format.encode(example.prompt) for example in items]
-    contestants, answers = methods(team), dict[str, list[Completion]]()
+    contestants, answers = methods(team, before), dict[str, list[Completion]]()
     progress.start("comparing", len(items) * len(contestants))
     for name, method in contestants.items():
         engine = Engine(method, team.tokenizer)
@@ -62,10 +71,11 @@ def _verdicts(
 
 
 def differences(comparison: Comparison, tasks: Sequence[str] | None = None) -> dict[str, Estimate]:
-    """What fusing gains over the best expert (best on these very items), over the router, over routing only."""
-    experts = [method for method in comparison.correct if method not in (ROUTER_ALONE, ROUTING_ONLY, FUSED)]
-    best = comparison.best(experts, tasks)
-    others = {f"best expert ({best})": best, ROUTER_ALONE: ROUTER_ALONE, ROUTING_ONLY: ROUTING_ONLY}
+    """What fusing gains over the best expert (best on these very items), the router, routing only, and stage 1."""
+    together = (ROUTER_ALONE, ROUTING_ONLY, BEFORE_CDPO, FUSED)
+    best = comparison.best([method for method in comparison.correct if method not in together], tasks)
+    others = {f"best expert ({best})": best}
+    others |= {method: method for method in together[:-1] if method in comparison.correct}
     return {f"{FUSED} − {label}": comparison.difference(FUSED, other, tasks) for label, other in others.items()}
 
 

@@ -26,7 +26,8 @@ def opening(experts: Sequence[str], per_task: int) -> str:
         f"Tiny experts: {', '.join(experts)}.\n"
         f"Tasks: {kinds['one_expert']} that one of them knows, {kinds['mixed']} that mix their skills, "
         f"{kinds['unknown']} that none knows.\n"
-        f"A router learns from {per_task} examples of each whom to ask for the next token, and what to say itself.\n"
+        f"A router learns from {per_task} examples of each whom to ask for the next token, and what to say itself;\n"
+        "then from the mistakes that the team makes on other questions.\n"
     )
 
 

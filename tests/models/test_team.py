@@ -2,8 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import tiny
+import tiny_adapters
 from fusionroute import Team
 from fusionroute.errors import CheckpointError, OutputExistsError, SettingsError
 from fusionroute.models.card import model_card
@@ -129,3 +131,15 @@ def test_the_card_lists_the_experts_in_order() -> None:
     card = model_card("mine", file.experts, "alpaca")
     assert card.index("| zeta | a/z | default |") < card.index("| alpha | a/a | v2 |")
     assert "Prompt format: alpaca" in card
+
+
+def test_an_adapter_that_peft_loaded_itself_is_not_saved_as_its_base(tmp_path: Path) -> None:
+    """Peft forgets where it found an adapter, and its model answers with the base's name."""
+    base = tiny_adapters.save_base(tmp_path / "base")
+    experts = {"math": tiny_adapters.adapted(base)}
+    team = Team(router=tiny.router(num_experts=1), experts=experts, tokenizer=tiny.tokenizer())
+    with pytest.raises(SettingsError, match="expert 'math' was built in code"):
+        team.save_pretrained(tmp_path / "team")
+    team.save_pretrained(tmp_path / "team", save_experts=True)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(Team.from_pretrained(tmp_path / "team").experts["math"](ids).logits, experts["math"](ids).logits)

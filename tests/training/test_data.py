@@ -30,7 +30,7 @@ def ids(text: str) -> list[int]:
 
 def test_prompt_then_answer_then_end() -> None:
     dataset, report = prepare([ROW], plain(), max_length=50)
-    assert dataset[:] == {"input_ids": [[*ids("1+1="), *ids("2"), tiny.EOS]], "prompt_length": [4]}
+    assert dataset[:] == {"input_ids": [[*ids("1+1="), *ids("2"), tiny.EOS]], "prompt_length": [4], "row": [1]}
     assert (report.kept, report.cut, report.dropped, report.answer_tokens) == (1, 0, 0, 2)
 
 
@@ -62,11 +62,19 @@ def test_long_examples_are_cut_or_dropped_and_counted() -> None:
     dataset, report = prepare([*rows, {"prompt": "1+1=", "completion": " "}], plain(), max_length=6)
     assert [len(row) for row in dataset["input_ids"]] == [6, 6]
     assert dataset[1]["input_ids"][-2:] == ids("22")
+    assert dataset["row"][:] == [1, 2]
     assert (report.kept, report.cut, report.too_long, report.empty, report.dropped) == (2, 1, 1, 1, 2)
     assert str(report) == (
         "2 examples with 4 tokens to learn; 1 answers cut at 6 tokens; "
         "1 dropped because the prompt alone fills 6 tokens; 1 dropped because the answer is empty"
     )
+
+
+def test_of_several_turns_the_last_answer_is_learned() -> None:
+    turns = [*CHAT, {"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}]
+    dataset, report = prepare([{"messages": turns}], chat(), max_length=50)
+    assert dataset[0]["input_ids"] == [*ids("<user>hi<assistant>ho<eos><user>why<assistant>so"), tiny.EOS]
+    assert report.answer_tokens == len("so") + 1
 
 
 def test_files_and_live_rows_give_the_same(tmp_path: Path) -> None:
@@ -79,6 +87,38 @@ def test_files_and_live_rows_give_the_same(tmp_path: Path) -> None:
     assert prepare(rows, plain(), 50, limit=1)[1].kept == 1
 
 
+def test_chats_of_a_dataset_are_read_like_live_ones(tmp_path: Path) -> None:
+    rows = [{"messages": CHAT, "tags": ["a"]}, {"messages": [{"role": "system", "content": "be kind"}, *CHAT]}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "chats.parquet")
+    expected = prepare(rows, chat(), 50)[0][:]
+    assert prepare(Dataset.from_list(rows), chat(), 50)[0][:] == expected
+    assert prepare(tmp_path / "chats.parquet", chat(), 50)[0][:] == expected
+
+
+def test_prompts_of_a_test_set_are_left_out(tmp_path: Path) -> None:
+    tests = [{"prompt": "hi"}, {"messages": CHAT[:1]}, {"messages": CHAT}, {"prompt": "2+2=", "completion": "5"}]
+    (tmp_path / "tests.jsonl").write_text("\n".join(json.dumps(row) for row in tests))
+    longer = [*CHAT, {"role": "user", "content": "hi"}, CHAT[1]]
+    rows = [{"messages": CHAT}, ROW, {"prompt": "2+2=", "completion": "4"}, {"messages": longer}]
+    rows += [{"prompt": CHAT[:1], "completion": "hey"}, {"prompt": "hi!", "completion": "ho"}]
+    dataset, report = prepare(rows, chat(), 60, exclude=tmp_path / "tests.jsonl")
+    assert dataset["row"][:] == [2, 4, 6]
+    assert (report.excluded, report.dropped, report.kept) == (3, 3, 3)
+    assert str(report).endswith(f"; 3 dropped because their prompts are in {tmp_path / 'tests.jsonl'}")
+    with pytest.raises(
+        DataError, match=r"nothing is left of the 1 rows of the given data: .* prompts are in the given data"
+    ):
+        prepare([ROW], plain(), 50, exclude=[ROW])
+
+
+def test_a_bad_row_of_a_test_set_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tests.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps({"question": "1+1="}))
+    with pytest.raises(DataError, match=r"tests\.jsonl, row 2: it has the fields 'question'; allowed are 'prompt' \("):
+        prepare([ROW], plain(), 50, exclude=tmp_path / "tests.jsonl")
+    with pytest.raises(DataError, match=r"no data file at .*missing\.jsonl"):
+        prepare([ROW], plain(), 50, exclude=tmp_path / "missing.jsonl")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -87,6 +127,7 @@ def test_files_and_live_rows_give_the_same(tmp_path: Path) -> None:
         ({"prompt": 3, "completion": "b"}, "row 2: prompt must be text or a list of messages; got int"),
         ({"prompt": "a", "completion": 3}, "row 2: completion must be text or a list of messages; got int"),
         ({"prompt": "a", "completion": CHAT}, "one message of the assistant; got 'user', 'assistant'"),
+        ({"messages": "hi"}, "row 2: messages must be a list of messages; got str"),
         ({"messages": CHAT[:1]}, "messages holds 1"),
         ({"messages": [*CHAT, CHAT[0]]}, "one message of the assistant; got 'user'"),
         ({"messages": ["hi", "ho"]}, "'role' and 'content' as text; got 'hi'"),

@@ -10,7 +10,8 @@ import torch
 import fusionroute as fr
 import tiny
 from fusionroute.errors import DataError, OutputExistsError, SettingsError, VocabularyError
-from fusionroute.training import run
+from fusionroute.models.loading import load_model
+from fusionroute.training import stages
 from fusionroute.training.run import score, sft, train
 from fusionroute.training.settings import TrainSettings
 from tiny_training import NAMES, Recorder, make_examples, save_model, write_rows
@@ -49,7 +50,7 @@ def test_a_finished_team_loads_and_writes(finished: Path, world: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         *("settings.yaml", "scores", "checkpoints", "router", "README.md", "team.json")
     }
-    before = fr.Router(run.load_model(str(world / "base"), device="cpu"), len(NAMES)).state_dict()
+    before = fr.Router(load_model(str(world / "base"), device="cpu"), len(NAMES)).state_dict()
     assert all((before[name] - tensor).abs().sum() > 0 for name, tensor in weights(finished).items())
 
 
@@ -96,7 +97,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         train(settings, tmp_path / "run", progress=PressCtrlC(after=2))
     assert "the same command continues" in caplog.text
     assert signal.getsignal(signal.SIGINT) is handler
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-2"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints" / "sft").iterdir()] == ["checkpoint-2"]
     with pytest.raises(KeyboardInterrupt, match="stopped after step 5 of 6"):  # in the second epoch
         train(settings, tmp_path / "run", progress=PressCtrlC(after=4))
     train(settings, tmp_path / "run", progress=recorder)
@@ -108,7 +109,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 def test_a_second_ctrl_c_stops_at_once(copy: Path, settings: TrainSettings) -> None:
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         sft(settings, copy, overwrite=True, progress=PressCtrlC(after=2, times=2))
-    assert not list(copy.glob("checkpoints/*"))
+    assert not list(copy.glob("checkpoints/*/*"))
     assert not (copy / "team.json").exists()
 
 
@@ -131,7 +132,7 @@ def test_scores_may_serve_another_training(
     other = TrainSettings.parse(options | {"seed": 1, "sft": options["sft"] | {"max_steps": 1}})
     with pytest.raises(OutputExistsError, match="seed was 0"):
         sft(other, copy)
-    monkeypatch.setattr(run, "score_experts", None)  # must not be needed
+    monkeypatch.setattr(stages, "score", None)  # must not be needed
     sft(other, copy, overwrite=True, progress=recorder)
     assert recorder.started == [("train router", 1)]
     assert (weights(copy)["route_head.weight"] - weights(finished)["route_head.weight"]).abs().sum() > 0
@@ -170,7 +171,7 @@ def test_models_that_do_not_fit_are_refused_before_any_weights_are_read(
 ) -> None:
     save_model(tmp_path / "larger", 0, vocab_size=tiny.VOCABULARY + 8)
     (tmp_path / "larger" / "model.safetensors").unlink()
-    monkeypatch.setattr(run, "prepare", None)
+    monkeypatch.setattr(stages, "prepare", None)
     larger = options | {"experts": {"math": options["experts"]["math"], "code": str(tmp_path / "larger")}}
     with pytest.raises(VocabularyError, match="expert 'code' has a vocabulary of 269 token ids but the router has 261"):
         train(TrainSettings.parse(larger), tmp_path / "run")
@@ -182,11 +183,11 @@ def test_models_that_do_not_fit_are_refused_before_any_weights_are_read(
 
 def test_the_tokenizers_end_becomes_an_end_of_the_router(world: Path, options: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(world / "base", tmp_path / "base")
-    base = run.load_model(str(world / "base"), device="cpu")
+    base = load_model(str(world / "base"), device="cpu")
     base.generation_config.eos_token_id = 4
     base.save_pretrained(tmp_path / "base")
     settings = TrainSettings.parse(options | {"router": {"init": str(tmp_path / "base"), "head_bias": True}})
-    router = run.new_router(settings, tiny.tokenizer())
+    router = stages.new_router(settings, tiny.tokenizer())
     assert router.generation_config.eos_token_id == [4, tiny.EOS]
     assert router.route_head.bias is not None
 

@@ -14,14 +14,16 @@ from fusionroute.errors import DataError, FusionRouteError, SettingsError
 from fusionroute.models.loading import ModelReference, load_model
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.ops.agreement import informative
-from fusionroute.training.collator import collate
+from fusionroute.training.collator import Collator
 from fusionroute.training.data import prepare
+from fusionroute.training.experts import LiveExperts
 from fusionroute.training.run_folder import last_checkpoint
 from fusionroute.training.scores import load_scores, score
 from fusionroute.training.sft import SFTConfig, SFTTrainer
 from tiny_training import NAMES, make_examples
 
 COUNT = 24
+collate = Collator(NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +94,47 @@ def test_scored_loss_equals_live_loss(world: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(gradient, live, rtol=1e-3, atol=1e-5)
 
 
-def test_a_batch_has_each_number_where_its_token_is_predicted() -> None:
-    long = {"input_ids": [5, 6, 7, 8], "prompt_length": 2, "nll.a": [0.1, 0.2], "nll.b": [0.3, 0.4]}
-    short = {"input_ids": [9, 10], "prompt_length": 1, "nll.a": [0.5], "nll.b": [0.6]}
-    batch = collate(
-        [long | {"top_choice.a": [1, 2], "top_choice.b": [1, 3]}, short | {"top_choice.a": [4], "top_choice.b": [5]}]
-    )
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, 7, 8, -100], [10, -100, -100, -100]]
-    assert batch["informative"].tolist() == [[False, False, True, False], [True, False, False, False]]
-    expected = [[[0, 0], [0.1, 0.3], [0.2, 0.4], [0, 0]], [[0.5, 0.6], [0, 0], [0, 0], [0, 0]]]
-    torch.testing.assert_close(batch["expert_nll"], torch.tensor(expected))
+def test_renormalised_loss_equals_live_loss(world: Path, scored: Dataset, tmp_path: Path) -> None:
+    """The whole vocabulary of every expert, one example at a time, against the trainer's."""
+    experts = [load_model(str(world / name), device="cpu") for name in NAMES]
+    made = SFTTrainer(new_router(), config(tmp_path, aggregation="renormalised"), scored, live=LiveExperts(experts))
+    rows, total, routed = list(scored), torch.tensor(0.0), 0
+    for row in rows:
+        ids, start = torch.tensor([row["input_ids"]]), row["prompt_length"]
+        log_probs = torch.stack([e(ids).logits[0, start - 1 : -1].log_softmax(-1) for e in experts])
+        weights = made.model(ids).route_logits[0, start - 1 : -1].softmax(-1)
+        aggregate = torch.einsum("te,etv->tv", weights, log_probs).log_softmax(-1)
+        in_s = informative(torch.tensor([row[f"top_choice.{name}"] for name in NAMES]).T)
+        total = total - aggregate.gather(-1, ids[0, start:, None])[in_s].sum()
+        routed += int(in_s.sum())
+    batch = collate(rows)
+    sums = made.sft_sums(made.model(batch["input_ids"], attention_mask=batch["attention_mask"]), batch)
+    assert sums.routed == routed
+    assert sums.routing.item() == pytest.approx(total.item(), rel=1e-5)
+    head = made.model.route_head.weight
+    (wanted,) = torch.autograd.grad(total / routed / 3, head, retain_graph=True)
+    torch.testing.assert_close(gradients(made, batch)["route_head.weight"], wanted, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None for expert in experts for p in expert.parameters())
+
+
+def test_routing_may_be_taught_at_all_positions(scored: Dataset, tmp_path: Path) -> None:
+    made = trainer(tmp_path, scored, positions="all")
+    batch = collate(list(scored))
+    tokens, routed = made.counts(batch)
+    assert tokens == routed == batch["labels"].ne(-100).sum()
+    assert trainer(tmp_path, scored).counts(batch)[1] == batch["informative"].sum() < tokens
+
+
+def test_without_experts_it_is_plain_fine_tuning(scored: Dataset, tmp_path: Path) -> None:
+    """Transformers' own loss of the same LM is the judge."""
+    router = tiny.router(seed=3, initializer_range=0.05, num_experts=1)
+    made = SFTTrainer(router, config(tmp_path), scored, experts=())
+    batch = Collator(())(list(scored))
+    loss = made.compute_loss(router, batch)
+    labels = batch["labels"]
+    plain = router.lm(batch["input_ids"], attention_mask=batch["attention_mask"], shift_labels=labels, labels=labels)
+    assert loss.item() == pytest.approx(plain.loss.item(), rel=1e-6)
+    assert gradients(made, batch)["route_head.weight"].abs().sum() == 0
 
 
 def test_the_head_learns_from_informative_positions_alone(scored: Dataset, tmp_path: Path) -> None:
@@ -129,7 +160,7 @@ def test_one_batch_of_eight_is_eight_of_one(scored: Dataset, tmp_path: Path) -> 
         logs.append([log for log in made.state.log_history if "loss" in log])
     assert len(logs[0]) == COUNT / 8
     for one, other in zip(*logs, strict=True):
-        for key in ("loss", "lm_loss", "routing_loss", "informative", "routing_accuracy", "grad_norm"):
+        for key in ("loss", "lm_loss", "routing_loss", "informative", "routing_accuracy", "usage.math", "grad_norm"):
             assert one[key] == pytest.approx(other[key], rel=1e-5), key
     torch.testing.assert_close(whole.model.state_dict(), parts.model.state_dict(), rtol=1e-5, atol=1e-6)
 
@@ -141,6 +172,7 @@ def test_logs_add_up(scored: Dataset, tmp_path: Path) -> None:
     assert log["loss"] == pytest.approx(log["lm_loss"] + 0.5 * log["routing_loss"], rel=1e-5)
     assert 0 < log["informative"] < 1
     assert 0 <= log["routing_accuracy"] <= 1
+    assert sum(log[f"usage.{name}"] for name in NAMES) == pytest.approx(1)
     assert made.model.config.use_cache, "training must not leave its mark in the router's config"
 
 
@@ -163,7 +195,10 @@ def test_numbers_that_are_not_finite_stop_training(
     spoil: TrainerCallback, message: str, scored: Dataset, tmp_path: Path
 ) -> None:
     made = trainer(tmp_path, scored, [spoil], save_strategy="steps", save_steps=1, save_total_limit=1)
-    with pytest.raises(FusionRouteError, match=f"{message}.*at step 3"):
+    with pytest.raises(
+        FusionRouteError,
+        match=rf"{message}.*at step 3, in a batch of rows \d+, \d+.*before it are whole",
+    ):
         made.train()
     kept = last_checkpoint(tmp_path)
     assert kept is not None
@@ -183,6 +218,10 @@ def test_checkpoints_hold_a_router_and_no_pickled_weights(scored: Dataset, tmp_p
 def test_unfit_input_is_refused(scored: Dataset, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="routing_weight must be at least 0; got -1"):
         config(tmp_path, routing_weight=-1)
+    with pytest.raises(SettingsError, match="aggregation is expected_nll or renormalised; got 'mean'"):
+        config(tmp_path, aggregation="mean")
+    with pytest.raises(SettingsError, match="'renormalised' needs the experts in memory"):
+        trainer(tmp_path, scored, aggregation="renormalised")
     with pytest.raises(DataError, match="chooses among 2 experts; scored are math, code, chat"):
         SFTTrainer(tiny.router(num_experts=2), config(tmp_path), scored)
     with pytest.raises(DataError, match="carry no scores, only input_ids"):

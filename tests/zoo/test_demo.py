@@ -9,11 +9,12 @@ from rich.console import Console
 
 from fusionroute import Team
 from fusionroute.errors import OutputExistsError
-from fusionroute.zoo.contest import FUSED, task_kinds
+from fusionroute.zoo.contest import BEFORE_CDPO, FUSED, task_kinds
 from fusionroute.zoo.demo import DemoResult, run_demo
 from fusionroute.zoo.tasks import TASKS
 
-SMALL = {"per_task": 8, "test_count": 4, "sft": {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}}
+STAGE = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16}
+SMALL = {"per_task": 8, "preference_per_task": 4, "test_count": 4, "sft": STAGE, "cdpo": STAGE}
 
 
 def console() -> Console:
@@ -33,7 +34,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, str]:
 
 def test_every_method_answers_every_task(demo: tuple[DemoResult, str]) -> None:
     correct = demo[0].comparison.correct
-    assert list(correct) == ["math alone", "code alone", "chat alone", "router alone", "routing only", FUSED]
+    assert list(correct) == [
+        "math alone",
+        "code alone",
+        "chat alone",
+        "router alone",
+        "routing only",
+        BEFORE_CDPO,
+        FUSED,
+    ]
     assert all(
         {task: len(verdicts) for task, verdicts in row.items()} == dict.fromkeys(TASKS, 4) for row in correct.values()
     )
@@ -46,7 +55,11 @@ def test_it_leaves_a_team(demo: tuple[DemoResult, str]) -> None:
 
 def test_the_record_says_what_was_measured_on_what(demo: tuple[DemoResult, str]) -> None:
     record = json.loads((demo[0].folder / "results.json").read_text())
-    assert {"versions", "machine", "seed", "per_task", "test_count", "seconds", "accuracy", "groups"} == record.keys()
+    assert {"versions", "machine", "seed", "per_task", "preference_per_task", "test_count"} | {
+        "seconds",
+        "accuracy",
+        "groups",
+    } == record.keys()
     assert record["accuracy"][FUSED]["average"]["n"] == 4 * len(TASKS)
     assert {"value", "low", "high", "n"} == record["accuracy"]["math alone"]["sums"].keys()
     assert record["groups"].keys() == task_kinds().keys()

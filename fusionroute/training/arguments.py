@@ -1,0 +1,48 @@
+"""A team file's stages in transformers' words."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusionroute.training.cdpo import CDPOConfig
+from fusionroute.training.settings import CDPOSettings, StageSettings, TrainSettings
+from fusionroute.training.sft import SFTConfig
+
+
+def sft_config(settings: TrainSettings, folder: Path) -> SFTConfig:
+    """Stage 1; ``folder`` gets the checkpoints."""
+    return SFTConfig(**_common(settings, settings.sft, folder))
+
+
+def cdpo_config(settings: TrainSettings, stage: CDPOSettings, folder: Path) -> CDPOConfig:
+    """Stage 2; ``folder`` gets the checkpoints."""
+    return CDPOConfig(beta=stage.beta, form=stage.form, **_common(settings, stage, folder))
+
+
+def _common(settings: TrainSettings, stage: StageSettings, folder: Path) -> dict[str, Any]:
+    is_fused = settings.method == "fusionroute"
+    return {
+        "output_dir": str(folder),
+        "learning_rate": stage.learning_rate,
+        "num_train_epochs": stage.epochs,
+        "per_device_train_batch_size": stage.batch_size,
+        "gradient_accumulation_steps": stage.accumulation,
+        "routing_weight": settings.routing.weight if is_fused else 0.0,
+        "aggregation": settings.routing.aggregation if is_fused else "expected_nll",
+        "positions": settings.routing.positions,
+        "group_by_length": stage.group_by_length,
+        "warmup_steps": stage.warmup_ratio,
+        "lr_scheduler_type": stage.scheduler,
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_grad_norm,
+        "max_steps": stage.max_steps or -1,
+        "save_steps": stage.save_steps,
+        "save_total_limit": 1,  # with AdamW's moments a checkpoint is three times the router
+        "logging_steps": stage.logging_steps,
+        "bf16": stage.bf16,
+        "seed": settings.seed,
+        "use_cpu": settings.device == "cpu",
+        "dataloader_pin_memory": torch.accelerator.is_available() and settings.device != "cpu",
+        "disable_tqdm": True,
+    }
