@@ -25,8 +25,7 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
-from engine_speed import SIZES, VOCABULARY, Models, alternate, build, prompts, ratio
-from peft import PeftModel
+from engine_speed import SIZES, VOCABULARY, Models, alternate, build, part, prompts, ratio
 from transformers import PreTrainedModel
 from zoo_quality import _commit
 
@@ -53,11 +52,7 @@ def write_models(folder: Path, size: str, rank: int) -> None:
             if "lora_B" in weight_name:
                 torch.nn.init.normal_(weight, std=STD)
         save_model(lm, folder / ADAPTERS / name)
-        # through peft's own reading and merging, so that ours is compared with it
-        plain = load_model(folder / BASE, device="cpu")
-        PeftModel.from_pretrained(plain, folder / ADAPTERS / name).merge_and_unload().save_pretrained(
-            folder / MERGED / name
-        )
+        save_model(load_model(folder / ADAPTERS / name, device="cpu", merge_adapter=True), folder / MERGED / name)
 
 
 def load(folder: Path, what: str) -> list[PreTrainedModel]:
@@ -147,8 +142,12 @@ def measure(size: str, rank: int, new: int, rounds: int) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_models(folder, size, rank)
-        found = {what: in_a_process_of_its_own(folder, what) for what in (BASE, ADAPTERS, MERGED)}
-        times, switch = speed(folder, new, rounds), switching(folder)
+        found = {
+            what: part(f"memory, {what}", lambda what=what: in_a_process_of_its_own(folder, what))
+            for what in (BASE, ADAPTERS, MERGED)
+        }
+        times = part("speed", lambda: speed(folder, new, rounds))
+        switch = part("switching", lambda: switching(folder))
     return {
         "command": shlex.join(["python", *sys.argv]),
         "commit": _commit(),
@@ -197,7 +196,7 @@ def main() -> None:
     parser.add_argument("--render", type=Path, help="print a finished result as a table")
     parser.add_argument("--size", choices=SIZES, default="200m")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--memory", choices=[BASE, ADAPTERS, MERGED], help=argparse.SUPPRESS)  # a process of its own

@@ -212,6 +212,11 @@ def is_adapter(model: Any) -> bool:
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
+def base_of(model: Any) -> str:
+    """Hub id or folder of an adapter's base, "" for a model that is no adapter."""
+    return str(model.peft_config[model.active_adapter].base_model_name_or_path or "") if is_adapter(model) else ""
+
+
 def location_of(model: Any) -> str:
     """Hub id or folder that a model was loaded from, "" if it was built in code.
 

@@ -26,7 +26,7 @@ completion, = team.generate(["..."], max_new_tokens=64)
 print(completion.text, [record.expert for record in completion.trace])
 ```
 
-`router/` is a normal transformers checkpoint with `route_head.safetensors` beside it.
+`router/` is a normal transformers checkpoint (or a PEFT adapter) with `route_head.safetensors` beside it.
 """
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusionroute.config import Settings
 from fusionroute.errors import CheckpointError, SettingsError
-from fusionroute.models.adapters import location_of, revision_of
+from fusionroute.models.adapters import base_of, location_of, revision_of
 from fusionroute.models.card import model_card
 from fusionroute.models.loading import Dtype, Loaded, ModelReference, load_model, load_tokenizer, save_model
 from fusionroute.models.prompt import PromptFormat
@@ -143,10 +143,17 @@ class TeamModels:
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, save_experts: bool = False) -> str:
         """Upload what `save_pretrained` writes; returns the commit's address.
 
-        Raises `SettingsError` for an expert that is known only by a local folder.
+        Raises `SettingsError` for an expert, or the base of an adapter, that is known only by a local folder.
         """
         from huggingface_hub import HfApi
 
+        bases = {name: base_of(model) for name, model in {ROUTER: self.router.lm, **self.experts}.items()}
+        for name, base in bases.items():
+            if base and Path(base).exists():
+                raise SettingsError(
+                    f"{name!r} is an adapter over the local folder {base}, which others cannot reach; upload that and "
+                    "name its hub id in adapter_config.json, or merge the adapter into it"
+                )
         local = [] if save_experts else [name for name in self.experts if Path(self._reference(name).model).exists()]
         if local:
             raise SettingsError(

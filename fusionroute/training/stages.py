@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
 from fusionroute.models.adapters import add_lora
-from fusionroute.models.loading import ModelReference, load_model, load_tokenizer, resolve_dtype
+from fusionroute.models.loading import Loaded, ModelReference, load_model, load_tokenizer, resolve_dtype, save_model
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.models.router import Router
 from fusionroute.models.team import ROUTER_FOLDER, ExpertEntry, TeamFile, TeamModels, write_team
@@ -90,7 +90,7 @@ def train_sft(settings: TrainSettings, folder: Path, progress: Progress) -> None
         callbacks=[ReportSteps("train router", progress)],
     )
     if settings.sft.gradient_checkpointing:
-        enable_checkpointing(router)
+        router.activation_checkpointing_enable()
     _run(trainer, folder / SFT_CHECKPOINTS)
     if settings.cdpo is None:
         _finish(settings, trainer, tokenizer, folder, progress)
@@ -129,30 +129,25 @@ def train_cdpo(settings: TrainSettings, folder: Path, progress: Progress) -> Non
         callbacks=[ReportSteps("preferences", progress)],
     )
     if stage.gradient_checkpointing:
-        enable_checkpointing(router)
+        router.activation_checkpointing_enable()
     _run(trainer, folder / CDPO_CHECKPOINTS)
     _finish(settings, trainer, tokenizer, folder, progress)
 
 
 def new_router(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> Router:
     """The router before training; the seed decides its head."""
-    lm = load_model(settings.router.reference, dtype=settings.router.dtype, device=settings.device)
+    wanted, lora = settings.router, settings.router.lora
+    # An adapter as a start is merged into its base: training all weights means all of them
+    lm = load_model(wanted.reference, dtype=wanted.dtype, device=settings.device, merge_adapter=lora is None)
     ends = eos_ids(lm)
     if lm.generation_config is not None and tokenizer.eos_token_id not in ends:
         # Answers are taught to end with the tokenizer's EOS, so generation must know that it is an end
         lm.generation_config.eos_token_id = [*sorted(ends), tokenizer.eos_token_id]
     torch.manual_seed(settings.seed)
     head_size = len(settings.experts) if settings.method == "fusionroute" else 1  # the baseline's is not used
-    if (lora := settings.router.lora) is not None:
+    if lora is not None:
         lm = add_lora(lm, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
     return Router(lm, head_size, bias=settings.router.head_bias)
-
-
-def enable_checkpointing(router: Router) -> None:
-    """Recompute activations in the backward pass instead of keeping them; the result is the same."""
-    # Renamed within transformers 5; the old name warns where the new one exists
-    enable = getattr(router.lm, "activation_checkpointing_enable", None) or router.lm.gradient_checkpointing_enable
-    enable()
 
 
 def team_file(settings: TrainSettings) -> TeamFile:
@@ -192,8 +187,13 @@ def _score(
 
 
 def _live(settings: TrainSettings, device: torch.device) -> LiveExperts:
-    references = settings.experts.values()
-    return LiveExperts([load_model(reference, dtype=settings.dtype, device=str(device)) for reference in references])
+    loaded: Loaded = {}  # adapters over one base share it
+    return LiveExperts(
+        [
+            load_model(reference, dtype=settings.dtype, device=str(device), loaded=loaded)
+            for reference in settings.experts.values()
+        ]
+    )
 
 
 def _run(trainer: SFTTrainer, checkpoints: Path) -> None:
@@ -232,7 +232,7 @@ def _finish(
             progress.finish(f"the team is ready in {folder}")
         else:
             with new_folder(folder / MODEL_FOLDER, overwrite=True) as target:
-                router.lm.save_pretrained(target)
+                save_model(router.lm, target)
                 tokenizer.save_pretrained(target)
             progress.finish(f"the model is ready in {folder / MODEL_FOLDER}")
     trainer.accelerator.wait_for_everyone()

@@ -9,6 +9,7 @@ import tiny_adapters
 from fusionroute import Team
 from fusionroute.errors import CheckpointError, OutputExistsError, SettingsError
 from fusionroute.models.card import model_card
+from fusionroute.models.loading import load_model
 from fusionroute.models.team import TeamFile
 
 
@@ -143,3 +144,11 @@ def test_an_adapter_that_peft_loaded_itself_is_not_saved_as_its_base(tmp_path: P
     team.save_pretrained(tmp_path / "team", save_experts=True)
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(Team.from_pretrained(tmp_path / "team").experts["math"](ids).logits, experts["math"](ids).logits)
+
+
+def test_pushing_refuses_adapters_over_a_base_that_others_cannot_reach(tmp_path: Path) -> None:
+    base = tiny_adapters.save_base(tmp_path / "base")
+    experts = {"math": load_model(tiny_adapters.save_adapter(tmp_path / "math", base))}
+    team = Team(router=tiny.router(num_experts=1), experts=experts, tokenizer=tiny.tokenizer())
+    with pytest.raises(SettingsError, match="'math' is an adapter over the local folder"):
+        team.push_to_hub("someone/team", save_experts=True)
