@@ -278,8 +278,9 @@ def render(record: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Points are differences to *{config['reference']}* of the same seed on the same questions, with 95 % "
-        f"intervals over {len(config['seeds'])} seeds and {config['test_count']} questions a task, both resampled; in the second "
-        f"column the lowest and highest seed. fusionroute {used['fusionroute']} ({record['commit']}), "
+        f"intervals over {len(config['seeds'])} seeds and {config['test_count']} questions a task, both resampled. The "
+        "range in the second column is that of the seeds. "
+        f"fusionroute {used['fusionroute']} ({record['commit']}), "
         f"torch {used['torch']}, transformers {used['transformers']}.",
     ]
     return "\n".join(lines)

@@ -29,9 +29,10 @@ from fusionroute.evaluation.comparison import Comparison
 from fusionroute.models.team import TeamModels
 from fusionroute.output import write_json
 from fusionroute.terminal import RichProgress
+from fusionroute.training.run_folder import SFT_FOLDER
 from fusionroute.zoo.contest import compare, differences, summary, task_kinds, unseen
 from fusionroute.zoo.demo import TEST_COUNT, one_thread
-from fusionroute.zoo.team import PER_TASK, SFT, train_team
+from fusionroute.zoo.team import CDPO, PER_TASK, PREFERENCE_PER_TASK, SFT, train_team
 
 RESULTS = Path("benchmarks/results/zoo_quality.json")
 RUNS = Path("runs/zoo_quality")
@@ -76,7 +77,9 @@ def measure(options: argparse.Namespace) -> None:
         "seeds": options.seeds,
         "per_task": options.per_task,
         "test_count": options.test_count,
+        "preference_per_task": PREFERENCE_PER_TASK,
         "sft": SFT,
+        "cdpo": CDPO,
         "all_seeds": over_seeds(list(measured.values())),
         "by_seed": {str(seed): summary(comparison) for seed, comparison in measured.items()},
     }
@@ -91,7 +94,8 @@ def _measure_seed(seed: int, options: argparse.Namespace, commit: str, progress:
         return dict(json.loads(kept.read_text()))
     began = time.monotonic()
     train_team(folder, seed=seed, per_task=options.per_task, progress=progress)
-    comparison, _ = compare(TeamModels.from_pretrained(folder), unseen(options.test_count), progress)
+    team, before = (TeamModels.from_pretrained(place, device="cpu") for place in (folder, folder / SFT_FOLDER))
+    comparison, _ = compare(team, unseen(options.test_count), progress, before=before)
     measured = {"seconds": time.monotonic() - began, "correct": comparison.correct}
     write_json(kept, measured)
     return measured

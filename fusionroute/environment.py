@@ -5,7 +5,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-LIBRARIES = ("fusionroute", "torch", "transformers", "accelerate", "datasets", "tokenizers")
+LIBRARIES = ("fusionroute", "torch", "transformers", "accelerate", "datasets", "tokenizers", "peft")
 
 
 def versions() -> dict[str, str]:

@@ -254,6 +254,40 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.stderr == "error: interrupted; run the same command again to continue\n"
 
 
+def test_options_of_a_dry_run_need_one(tmp_path: Path) -> None:
+    path = tmp_path / "team.yaml"
+    path.write_text(TEAM_YAML)
+    assert "--output is missing" in complaint("train", path)
+    for option in (("--no-probe",), ("--processes", 2), ("--json",)):
+        assert f"{option[0]} says how to make a plan; add --dry-run" in complaint("train", path, *option)
+    assert "/no/such/model" in complaint("train", path, "--dry-run", "--no-probe", "--processes", 2, "--json")
+
+
+def test_a_dry_run_is_shown_as_a_table(tmp_path: Path) -> None:
+    model = tiny.language_model()
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 3)
+    path = tmp_path / "team.yaml"
+    path.write_text(TEAM_YAML.replace("/no/such", str(tmp_path)).replace("train.jsonl", str(tmp_path / "train.jsonl")))
+    before = sorted(tmp_path.rglob("*"))
+    result = run("train", path, "--dry-run", "--no-probe", "--set", "device=cpu")
+    assert result.exit_code == 0
+    cells = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
+    assert cells["router"][2] == f"{sum(p.numel() for p in tiny.router(num_experts=2).parameters()):,}"
+    assert cells["score"][:7] == ["score", "experts", "read", "3", "18", "1", "16"]
+    assert cells["sft"][:7] == ["sft", "Eq.", "(2)", "3", "18", "1", "8"]
+    assert cells["sft"][-2:] == ["MiB", "–"]
+    assert "read data.train" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_stage_two_alone_needs_its_section(tmp_path: Path) -> None:
+    path = tmp_path / "team.yaml"
+    path.write_text(TEAM_YAML)
+    assert "there is no section cdpo" in complaint("cdpo", path, "--output", tmp_path / "out")
+
+
 # --- zoo, env, help ---------------------------------------------------------------------------------------------------
 
 
@@ -270,7 +304,7 @@ def test_version() -> None:
 def test_help_in_a_process_of_its_own() -> None:
     result = started("--help")
     assert result.returncode == 0
-    for command in ("demo", "train", "score", "sft", "generate", "chat", "env", "zoo"):
+    for command in ("demo", "train", "score", "sft", "cdpo", "generate", "chat", "env", "zoo"):
         assert f" {command} " in result.stdout
     assert "\x1b[" not in result.stdout
 

@@ -9,7 +9,7 @@ from fusionroute.cli.env import env
 from fusionroute.cli.failing import OneLineErrors
 from fusionroute.cli.generate import generate
 from fusionroute.cli.pairs import pairs
-from fusionroute.cli.train import score, sft, train
+from fusionroute.cli.train import cdpo, score, sft, train
 from fusionroute.cli.zoo import build, demo, examples, listing
 from fusionroute.environment import versions
 
@@ -25,6 +25,7 @@ app.command()(train)
 app.command()(score)
 app.command()(sft)
 app.command()(pairs)
+app.command()(cdpo)
 app.command()(generate)
 app.command()(chat)
 app.command()(env)

@@ -1,9 +1,12 @@
-"""``fusionroute train``, ``score`` and ``sft``: from a YAML file to a team."""
+"""``fusionroute train`` and its stages ``score``, ``sft`` and ``cdpo``: from a YAML file to a team."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 import yaml
+from rich.console import Console
 
 from fusionroute.cli import options
 from fusionroute.cli.console import quiet, stdout
@@ -14,13 +17,44 @@ if TYPE_CHECKING:
     from fusionroute.training.settings import TrainSettings
 
 
+DRY_RUN = "Dry run"
+
+
 def train(
     team: options.TeamYaml,
-    output: options.OutputFolder,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder to write; needed without --dry-run.", show_default=False)
+    ] = None,
     overwrite: options.Overwrite = False,
     override: options.Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check models and data, say what it would take, write nothing.",
+            rich_help_panel=DRY_RUN,
+        ),
+    ] = False,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Measure no times on this device.", rich_help_panel=DRY_RUN)
+    ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", min=1, help="That will train together; else those of this launch.", rich_help_panel=DRY_RUN
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.", rich_help_panel=DRY_RUN)] = False,
 ) -> None:
     """Score the experts and train the router; run again, it continues where it stopped."""
+    if dry_run:
+        _plan(team, override, probe=not no_probe, processes=processes, as_json=as_json)
+        return
+    idle = {"--no-probe": no_probe, "--processes": processes is not None, "--json": as_json}
+    if given := [name for name, is_given in idle.items() if is_given]:
+        raise SettingsError(f"{given[0]} says how to make a plan; add --dry-run, or leave it out")
+    if output is None:
+        raise SettingsError("--output is missing: give the folder to write, or --dry-run to write nothing")
     _train_stage("train", team, output, overwrite, override)
 
 
@@ -44,6 +78,32 @@ def sft(
     _train_stage("sft", team, output, overwrite, override)
 
 
+def cdpo(
+    team: options.TeamYaml,
+    output: options.OutputFolder,
+    overwrite: options.Overwrite = False,
+    override: options.Overrides = None,
+) -> None:
+    """Only the last part of `train`: preferences, on the router of `sft` that is there."""
+    _train_stage("cdpo", team, output, overwrite, override)
+
+
+def _plan(team: Path, override: list[str] | None, *, probe: bool, processes: int | None, as_json: bool) -> None:
+    settings = _train_settings(team, override or [])
+    if not _is_first():
+        return
+    from fusionroute.cli.dry_run import plan_as_json, print_plan
+    from fusionroute.terminal import RichProgress
+    from fusionroute.training.plan import plan
+
+    with RichProgress(Console(stderr=True, highlight=False)) as progress:
+        found = plan(settings, probe=probe, processes=processes, progress=progress)
+    if as_json:
+        print(plan_as_json(found))
+    else:
+        print_plan(stdout(), found)
+
+
 def _train_stage(stage: str, team: Path, output: Path, overwrite: bool, override: list[str] | None) -> None:
     settings = _train_settings(team, override or [])
     from fusionroute.terminal import RichProgress
@@ -52,9 +112,16 @@ def _train_stage(stage: str, team: Path, output: Path, overwrite: bool, override
     console = stdout()
     with RichProgress(console) as progress:
         written = getattr(run, stage)(settings, output, overwrite=overwrite, progress=progress)
+    if not _is_first():
+        return
     console.print(f"{written} is ready", soft_wrap=True)
     if stage != "score":
         console.print(f'next: fusionroute generate {output} "…"', soft_wrap=True)
+
+
+def _is_first() -> bool:
+    """Of the processes of a launch one alone prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _train_settings(path: Path, overrides: list[str]) -> "TrainSettings":

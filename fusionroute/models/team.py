@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusionroute.config import Settings
@@ -221,6 +222,7 @@ def write_team(
     team_file: TeamFile,
     *,
     name: str | None = None,
+    state_dict: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a team beside whatever ``folder`` holds. Experts are known by reference, so they need not be loaded.
 
@@ -228,10 +230,11 @@ def write_team(
 
     Args:
         name: of the team, for its model card; None takes the folder's.
+        state_dict: the router's weights, if they are not in the live one; see `Router.save_pretrained`.
     """
     folder = Path(folder)
     with new_folder(folder / ROUTER_FOLDER, overwrite=True) as target:
-        router.save_pretrained(target)
+        router.save_pretrained(target, state_dict=state_dict)
         tokenizer.save_pretrained(target)
     write_text(folder / "README.md", model_card(name or folder.name, team_file.experts, team_file.prompt))
     write_json(folder / TEAM_FILE, team_file.model_dump())

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fusionroute.training.cdpo import CDPOConfig
+from fusionroute.training.processes import runs_on_cpu
 from fusionroute.training.settings import CDPOSettings, StageSettings, TrainSettings
 from fusionroute.training.sft import SFTConfig
 
@@ -42,7 +41,7 @@ def _common(settings: TrainSettings, stage: StageSettings, folder: Path) -> dict
         "logging_steps": stage.logging_steps,
         "bf16": stage.bf16,
         "seed": settings.seed,
-        "use_cpu": settings.device == "cpu",
-        "dataloader_pin_memory": torch.accelerator.is_available() and settings.device != "cpu",
+        "use_cpu": runs_on_cpu(settings.device),
+        "dataloader_pin_memory": not runs_on_cpu(settings.device),
         "disable_tqdm": True,
     }

@@ -4,7 +4,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from datasets import Dataset
 
 from fusionroute.errors import DataError, PromptError
 from fusionroute.models.prompt import PromptFormat
-from fusionroute.training.rows import Row, Source, name_of, read_example, read_prompt, read_rows
+from fusionroute.training.rows import Row, Source, draw_rows, name_of, read_example, read_prompt, read_rows
 
 Reader = Callable[[Row], tuple[Any, ...]]  # a row to its prompt and then its answers: one, or a pair
 
@@ -55,6 +54,7 @@ def prepare(
     *,
     all_tokens: bool = False,
     limit: int | None = None,
+    draw_seed: int | None = None,
     exclude: Source | None = None,
 ) -> tuple[Dataset, DataReport]:
     """Tokenise training examples with the team's one prompt format.
@@ -65,7 +65,7 @@ def prepare(
             before it are the prompt.
         max_length: longer examples lose the end of their answer; without room for one answer token they are dropped.
         all_tokens: learn the prompt too (every token but the first).
-        limit: read only so many rows.
+        limit: only so many rows: the first ones, or with ``draw_seed`` a random draw.
         exclude: rows with prompts that must not be learned, such as a test set; answers there are not read. Prompts
             are the same if their token ids are: a conversation that only begins like one of them is kept.
 
@@ -77,7 +77,14 @@ def prepare(
         DataError: no file, no rows, a row of another form (named), or nothing left after dropping.
     """
     examples, counts = encode_rows(
-        source, read_example, prompt_format, max_length, all_tokens=all_tokens, limit=limit, exclude=exclude
+        source,
+        read_example,
+        prompt_format,
+        max_length,
+        all_tokens=all_tokens,
+        limit=limit,
+        draw_seed=draw_seed,
+        exclude=exclude,
     )
     report = DataReport(kept=len(examples), **counted(examples, counts, max_length, exclude))
     refuse_empty(source, report)
@@ -126,6 +133,7 @@ def encode_rows(
     *,
     all_tokens: bool = False,
     limit: int | None = None,
+    draw_seed: int | None = None,
     exclude: Source | None = None,
 ) -> tuple[Examples, Counter[str]]:
     """Every row that can be learned from, one sequence per answer; and how many rows could not, and why.
@@ -136,7 +144,7 @@ def encode_rows(
         raise DataError("the tokenizer has no end-of-sequence token, so a router could not learn to stop; set one")
     excluded = set() if exclude is None else _prompts_of(exclude, prompt_format)
     examples, counts = Examples(), Counter[str]()
-    for number, row in enumerate(islice(read_rows(source), limit), start=1):
+    for number, row in draw_rows(source, limit, draw_seed):
         prompt, answers = _encode(row, read, prompt_format, f"{name_of(source)}, row {number}")
         fitting = [answer[: max(max_length - len(prompt), 0)] for answer in answers]
         fate = "excluded" if _key(prompt) in excluded else _fate(answers, fitting)

@@ -48,6 +48,7 @@ def prepare_pairs(
     max_length: int,
     *,
     limit: int | None = None,
+    draw_seed: int | None = None,
     exclude: Source | None = None,
 ) -> tuple[Dataset, PairDataReport]:
     """Tokenise preference pairs with the team's one prompt format, in a form that is scored like other examples.
@@ -57,7 +58,7 @@ def prepare_pairs(
             are conversations that share all messages but the last. Of the latter a ``prompt`` that is text is not read.
         max_length: longer answers lose their end; pairs whose prompt leaves no room, and pairs that are the same after
             the cut, are dropped.
-        limit: read only so many rows.
+        limit: only so many rows: the first ones, or with ``draw_seed`` a random draw.
         exclude: rows with prompts that must not be learned; see `prepare`.
 
     Returns:
@@ -68,7 +69,9 @@ def prepare_pairs(
         DataError: no file, no rows, a row of another form or conversations that part earlier (the row is named), or
             nothing left after dropping.
     """
-    examples, counts = encode_rows(source, read_pair, prompt_format, max_length, limit=limit, exclude=exclude)
+    examples, counts = encode_rows(
+        source, read_pair, prompt_format, max_length, limit=limit, draw_seed=draw_seed, exclude=exclude
+    )
     report = PairDataReport(
         kept=len(examples) // 2, identical=counts["identical"], **counted(examples, counts, max_length, exclude)
     )

@@ -21,8 +21,12 @@ def join_processes(device: str | None = None) -> PartialState:
     Args:
         device: where models will run; None is the accelerator if there is one. On CPU the processes talk over gloo.
     """
-    on_cpu = torch.device(device or default_device()).type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=on_cpu, timeout=PATIENCE)
+    return PartialState(cpu=runs_on_cpu(device), timeout=PATIENCE)
+
+
+def runs_on_cpu(device: str | None) -> bool:
+    """Whether models run there: as asked, because there is no accelerator, or because the launcher says so."""
+    return torch.device(device or default_device()).type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def own_device(processes: PartialState, device: str | None) -> str | None:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,23 @@ def _read_hub(hub_id: str) -> Iterator[Row]:
         return iter(load_dataset(hub_id, split="train"))
     except Exception as error:  # the hub client has many kinds; each means the same to the user
         raise DataError(f"no file and no reachable hub dataset {hub_id!r} ({type(error).__name__}: {error})") from error
+
+
+def draw_rows(source: Source, limit: int | None, seed: int | None) -> Iterator[tuple[int, Row]]:
+    """Rows with their numbers in the source, from 1: the first ``limit``, or with a ``seed`` as many at random.
+
+    A random draw reads the whole source and keeps ``limit`` rows in memory; they come in the order of the source.
+    """
+    numbered = enumerate(read_rows(source), start=1)
+    if limit is None or seed is None:
+        return islice(numbered, limit)
+    rng, kept = random.Random(seed), list[tuple[int, Row]]()
+    for number, row in numbered:  # reservoir sampling: the source need not say how long it is
+        if len(kept) < limit:
+            kept.append((number, row))
+        elif (place := rng.randrange(number)) < limit:
+            kept[place] = (number, row)
+    return iter(sorted(kept, key=lambda pair: pair[0]))
 
 
 def name_of(source: Source) -> str:

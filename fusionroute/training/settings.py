@@ -47,8 +47,9 @@ class DataSettings(Settings):
     exclude: str | None = None  # rows whose prompts must not be learned, such as a test set
     max_length: int | None = Field(None, ge=2)  # None = the smallest context of the team
     all_tokens: bool = False  # the formulas cover the answer only
-    limit: int | None = Field(None, ge=1)  # the first rows only
+    limit: int | None = Field(None, ge=1)  # so many rows only
     pairs_limit: int | None = Field(None, ge=1)
+    draw: Literal["first", "random"] = "first"  # which rows a limit leaves; the paper draws at random
 
 
 class ScoreSettings(Settings):
@@ -96,7 +97,7 @@ class PairSettings(Settings):
     top_p: float | None = Field(None, gt=0, le=1)
     max_new_tokens: int = Field(256, ge=1)
     margin: float = Field(0.0, ge=0)  # the chosen answer is judged better by more than this
-    checker: str | None = None  # package.module:function of (rows, answers) to scores
+    checker: str | None = None  # package.module:function of (rows, answers) to scores; each row has its prompt
     reward_model: str | None = None  # hub id or folder of a sequence classifier with one output
     judge_url: str | None = None  # an OpenAI-compatible endpoint
     judge_model: str | None = None
@@ -139,6 +140,11 @@ class TrainSettings(Settings):
     device: str | None = None
 
     _dtype = field_validator("dtype")(_known_dtype)
+
+    @property
+    def draw_seed(self) -> int | None:
+        """The seed of a random draw of rows, None for the first ones."""
+        return self.seed if self.data.draw == "random" else None
 
     @field_validator("experts", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -51,6 +52,7 @@ def score_examples(settings: TrainSettings, folder: Path, progress: Progress) ->
         training_length(basis, settings.data.max_length),
         all_tokens=settings.data.all_tokens,
         limit=settings.data.limit,
+        draw_seed=settings.draw_seed,
         exclude=settings.data.exclude,
     )
     progress.finish(str(report))
@@ -65,6 +67,7 @@ def score_pairs(settings: TrainSettings, folder: Path, progress: Progress) -> No
         PromptFormat(basis.tokenizer, settings.prompt),
         training_length(basis, settings.data.max_length),
         limit=settings.data.pairs_limit,
+        draw_seed=settings.draw_seed,
         exclude=settings.data.exclude,
     )
     progress.finish(str(report))
@@ -207,13 +210,13 @@ def _write_stage_one(
     settings: TrainSettings, trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """In the precision of training: stage 2 starts from these very weights and is measured against them."""
-    router = _trained(trainer)
+    router, gathered = _trained(trainer)
     if trainer.accelerator.is_main_process:
         if settings.method == "fusionroute":
-            write_team(folder, router, tokenizer, team_file(settings))
+            write_team(folder, router, tokenizer, team_file(settings), state_dict=gathered)
         else:
             with new_folder(folder / ROUTER_FOLDER, overwrite=True) as target:
-                router.save_pretrained(target)
+                router.save_pretrained(target, state_dict=gathered)
                 tokenizer.save_pretrained(target)
     trainer.accelerator.wait_for_everyone()
 
@@ -225,21 +228,34 @@ def _finish(
     folder: Path,
     progress: Progress,
 ) -> None:
-    router = _trained(trainer).to(_final_dtype(settings))
+    router, gathered = _trained(trainer, _final_dtype(settings))
     if trainer.accelerator.is_main_process:
         if settings.method == "fusionroute":
-            write_team(folder, router, tokenizer, team_file(settings))
+            write_team(folder, router, tokenizer, team_file(settings), state_dict=gathered)
             progress.finish(f"the team is ready in {folder}")
         else:
             with new_folder(folder / MODEL_FOLDER, overwrite=True) as target:
-                save_model(router.lm, target)
+                save_model(router.lm, target, gathered and _of_the_lm(gathered))
                 tokenizer.save_pretrained(target)
             progress.finish(f"the model is ready in {folder / MODEL_FOLDER}")
     trainer.accelerator.wait_for_everyone()
 
 
-def _trained(trainer: SFTTrainer) -> Any:
-    return trainer.accelerator.unwrap_model(trainer.model)
+def _trained(trainer: SFTTrainer, dtype: torch.dtype | None = None) -> tuple[Router, dict[str, Tensor] | None]:
+    """The router, and its weights where they are spread over the processes, all of which must ask for them.
+
+    DeepSpeed's stay in the precision of training: it owns the live ones.
+    """
+    router: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_deepspeed_enabled:
+        return router, trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if dtype is not None:
+        router = router.to(dtype)
+    return router, trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+
+
+def _of_the_lm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("lm."): weight for name, weight in weights.items() if name.startswith("lm.")}
 
 
 def _absolute(reference: ModelReference) -> str:
