@@ -52,7 +52,7 @@ def by_two_processes(options: dict[str, Any], folder: Path) -> Path:
 @pytest.mark.parametrize("is_grouped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(is_grouped: bool, options: dict[str, Any], tmp_path: Path) -> None:
     """Sums are taken in another order, and AdamW, which divides by a gradient's size, carries the last digits of small
-    gradients from step to step: after four steps of 1e-3 weights may have drifted by a hundredth of one.
+    gradients from step to step: after four steps of 1e-3 weights may have drifted by a hundredth of one (measured: a thousandth).
     """
     torch.set_num_threads(1)
     gc.freeze()
@@ -67,6 +67,6 @@ def test_two_processes_train_as_one(is_grouped: bool, options: dict[str, Any], t
         assert len(logged(one, stage)) == len(logged(two, stage)) == 4
         for left, right in zip(logged(one, stage), logged(two, stage), strict=True):
             for name in names:
-                assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-6), (stage, left["step"], name)
+                assert right[name] == pytest.approx(left[name], rel=1e-5, abs=1e-6), (stage, left["step"], name)
     for part in ("sft", "."):
         torch.testing.assert_close(router_weights(two / part), router_weights(one / part), rtol=1e-4, atol=1e-5)
