@@ -22,7 +22,7 @@ def print_plan(console: Console, plan: "Plan") -> None:
     console.print(
         f"each: items of a step, of all processes. On {plan.device} with {plan.free_bytes / 2**30:.1f} GiB free for "
         f"each of {plan.processes} process{'es' if plan.processes > 1 else ''}. Weights, gradients and moments are "
-        "counted, the rest of the memory is a rough formula; times are drawn on from two layers.",
+        "counted, the rest of the memory is a rough formula; times are extrapolated from two layers.",
         style="dim",
         soft_wrap=True,
     )

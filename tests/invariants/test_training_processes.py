@@ -52,7 +52,7 @@ def by_two_processes(options: dict[str, Any], folder: Path) -> Path:
 @pytest.mark.parametrize("is_grouped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(is_grouped: bool, options: dict[str, Any], tmp_path: Path) -> None:
     """Sums are taken in another order, and AdamW, which divides by a gradient's size, carries the last digits of small
-    gradients from step to step: after four steps of 1e-3 weights may have drifted by a hundredth of one (measured: a thousandth).
+    gradients from step to step: after four steps of 1e-3 weights differ by some 1e-6.
     """
     torch.set_num_threads(1)
     gc.freeze()
