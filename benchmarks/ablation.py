@@ -41,9 +41,9 @@ from fusionroute.models.vocabulary import ROUTER
 from fusionroute.output import new_folder, write_json, write_text
 from fusionroute.terminal import RichProgress
 from fusionroute.training import run
-from fusionroute.training.pairs import make_pairs
+from fusionroute.training.pairs.make import make_pairs
+from fusionroute.training.pairs.writer import expert_writer
 from fusionroute.training.settings import TrainSettings
-from fusionroute.training.writer import expert_writer
 from fusionroute.zoo.build import weights_folder
 from fusionroute.zoo.contest import DECODING, task_kinds, unseen
 from fusionroute.zoo.tasks import check

@@ -38,8 +38,8 @@ from zoo_quality import _commit
 from fusionroute import Router
 from fusionroute.environment import machine, versions
 from fusionroute.output import write_json
-from fusionroute.training.experts import LiveExperts
-from fusionroute.training.sft import SFTConfig, SFTTrainer
+from fusionroute.training.trainers.live import LiveExperts
+from fusionroute.training.trainers.sft import SFTConfig, SFTTrainer
 
 NAMES = ("math", "code", "chat")
 PLAIN, SCORED, LIVE = "plain", "scored", "live"

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import fusionroute.training.pairs
+import fusionroute.training.pairs.make
 import tiny
 from fusionroute import Team
 from fusionroute.cli import app
-from fusionroute.training.pairs import make_pairs
+from fusionroute.training.pairs.make import make_pairs
+from fusionroute.training.pairs.writer import team_writer
 from fusionroute.training.settings import PairSettings
-from fusionroute.training.writer import team_writer
 from tiny_training import write_rows
 
 ROWS = [{"prompt": f"{n}+{n}=", "completion": str(2 * n)} for n in range(1, 7)]
@@ -105,7 +105,7 @@ def test_ctrl_c_keeps_what_was_made(
     output = tmp_path / "pairs.jsonl"
     command = (team_folder, prompts, "--output", output, *CHECKER, "--samples", 0, "--max-new-tokens", 9)
     with monkeypatch.context() as patch:
-        patch.setattr(fusionroute.training.pairs, "_join", interrupted)
+        patch.setattr(fusionroute.training.pairs.make, "_join", interrupted)
         assert run(*command).exit_code == 130
     assert (tmp_path / "pairs.jsonl.parts" / "part-000000.json").is_file()
     result = run(*command)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from fusionroute.training.plan import ModelPlan, Plan, StagePlan
+    from fusionroute.training.planning.plan import ModelPlan, Plan, StagePlan
 
 
 def print_plan(console: Console, plan: "Plan") -> None:

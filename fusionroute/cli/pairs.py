@@ -73,9 +73,9 @@ def pairs(
         limit=limit,
     )  # fmt: skip
     from fusionroute.terminal import RichProgress
-    from fusionroute.training.judges import make_judge
-    from fusionroute.training.pairs import make_pairs, refuse_existing_pairs
-    from fusionroute.training.writer import team_writer
+    from fusionroute.training.pairs.judges import make_judge
+    from fusionroute.training.pairs.make import make_pairs, refuse_existing_pairs
+    from fusionroute.training.pairs.writer import team_writer
 
     refuse_existing_pairs(output, overwrite=overwrite)
     judge = make_judge(settings, device=device)  # what may be misspelt comes before what takes long

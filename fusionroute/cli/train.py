@@ -94,7 +94,7 @@ def _plan(team: Path, override: list[str] | None, *, probe: bool, processes: int
         return
     from fusionroute.cli.dry_run import plan_as_json, print_plan
     from fusionroute.terminal import RichProgress
-    from fusionroute.training.plan import plan
+    from fusionroute.training.planning.plan import plan
 
     with RichProgress(Console(stderr=True, highlight=False)) as progress:
         found = plan(settings, probe=probe, processes=processes, progress=progress)

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from fusionroute.training.cdpo import CDPOConfig
 from fusionroute.training.processes import runs_on_cpu
 from fusionroute.training.settings import CDPOSettings, StageSettings, TrainSettings
-from fusionroute.training.sft import SFTConfig
+from fusionroute.training.trainers.cdpo import CDPOConfig
+from fusionroute.training.trainers.sft import SFTConfig
 
 
 def sft_config(settings: TrainSettings, folder: Path) -> SFTConfig:

@@ -7,7 +7,6 @@ from fusionroute.errors import DataError, SettingsError
 from fusionroute.training import stages
 from fusionroute.training.processes import join_processes
 from fusionroute.training.progress import Progress, Silent
-from fusionroute.training.reporting import without_bars
 from fusionroute.training.run_folder import (
     PAIRS_FILE,
     SCORES_FOLDER,
@@ -18,6 +17,7 @@ from fusionroute.training.run_folder import (
     stage_one_is_finished,
 )
 from fusionroute.training.settings import TrainSettings
+from fusionroute.training.trainers.reporting import without_bars
 
 Stage = Callable[[TrainSettings, Path, Progress], None]
 

@@ -10,7 +10,7 @@ from fusionroute.config import read_yaml
 from fusionroute.errors import OutputExistsError, SettingsError
 from fusionroute.models.team import ROUTER_FOLDER, TEAM_FILE
 from fusionroute.output import write_text
-from fusionroute.training.scores import SCORES_FILE
+from fusionroute.training.scoring.scores import SCORES_FILE
 from fusionroute.training.settings import TrainSettings
 
 SETTINGS_FILE = "settings.yaml"

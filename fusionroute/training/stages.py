@@ -18,15 +18,13 @@ from fusionroute.models.team import ROUTER_FOLDER, ExpertEntry, TeamFile, TeamMo
 from fusionroute.models.vocabulary import ROUTER, eos_ids
 from fusionroute.output import new_folder
 from fusionroute.training.arguments import cdpo_config, sft_config
-from fusionroute.training.cdpo import CDPOTrainer, Mixture
-from fusionroute.training.data import prepare
-from fusionroute.training.experts import LiveExperts
-from fusionroute.training.pairs import make_pairs
-from fusionroute.training.precheck import Basis, check_models_fit, load_config, training_length
-from fusionroute.training.preferences import prepare_pairs
+from fusionroute.training.data.examples import prepare
+from fusionroute.training.data.preferences import prepare_pairs
+from fusionroute.training.pairs.make import make_pairs
+from fusionroute.training.pairs.writer import team_writer
+from fusionroute.training.planning.precheck import Basis, check_models_fit, load_config, training_length
 from fusionroute.training.processes import join_processes, own_device
 from fusionroute.training.progress import Progress
-from fusionroute.training.reporting import ReportSteps
 from fusionroute.training.run_folder import (
     CDPO_CHECKPOINTS,
     MODEL_FOLDER,
@@ -37,10 +35,12 @@ from fusionroute.training.run_folder import (
     SFT_FOLDER,
     last_checkpoint,
 )
-from fusionroute.training.scores import load_scores, score
+from fusionroute.training.scoring.scores import load_scores, score
 from fusionroute.training.settings import TrainSettings
-from fusionroute.training.sft import SFTTrainer
-from fusionroute.training.writer import team_writer
+from fusionroute.training.trainers.cdpo import CDPOTrainer, Mixture
+from fusionroute.training.trainers.live import LiveExperts
+from fusionroute.training.trainers.reporting import ReportSteps
+from fusionroute.training.trainers.sft import SFTTrainer
 
 
 def score_examples(settings: TrainSettings, folder: Path, progress: Progress) -> None:

@@ -16,9 +16,9 @@ from fusionroute.errors import CheckpointError, VocabularyError
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.models.adapters import add_lora
 from fusionroute.models.loading import ModelReference, load_model
-from fusionroute.training.fingerprint import expert_fingerprint
-from fusionroute.training.precheck import check_models_fit, load_config
-from fusionroute.training.scores import score_batch
+from fusionroute.training.planning.precheck import check_models_fit, load_config
+from fusionroute.training.scoring.fingerprint import expert_fingerprint
+from fusionroute.training.scoring.scores import score_batch
 
 NAMES = ("math", "code", "chat")
 IDS = torch.tensor([[5, 6, 7, 8], [8, 7, 6, 5]])

@@ -18,7 +18,7 @@ from fusionroute.errors import DataError, OutputExistsError, SettingsError
 from fusionroute.models.loading import load_model
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.training import stages
-from fusionroute.training.data import prepare
+from fusionroute.training.data.examples import prepare
 from fusionroute.training.run import cdpo, score, sft, train
 from fusionroute.training.settings import TrainSettings
 from tiny_training import NAMES, Recorder, logged, make_examples, router_weights, two_stages

@@ -1,0 +1,1 @@
+"""Preference pairs of the team's own mistakes: answers, judged."""

@@ -1,0 +1,1 @@
+"""Do the models fit together, and what will a run cost? Asked before anything large is loaded."""
