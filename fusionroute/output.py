@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fusionroute.errors import OutputExistsError
+
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the temporary names below
 
 
 @contextmanager
@@ -36,10 +39,15 @@ def refuse_existing(path: str | Path, *, overwrite: bool = False) -> None:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise OutputExistsError(f"{path} is a file; give a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    if path.is_dir() and not is_empty(path) and not overwrite:
         raise OutputExistsError(
             f"{path} already holds {_glimpse(path)}; choose another output folder, or ask for it to be overwritten"
         )
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a killed write of ours has left under a temporary name."""
+    return all(LEFTOVER.fullmatch(item.name) for item in folder.iterdir())
 
 
 def _glimpse(path: Path) -> str:
@@ -67,5 +75,8 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

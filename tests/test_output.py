@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fusionroute.errors import OutputExistsError
-from fusionroute.output import new_folder, refuse_existing, write_json
+from fusionroute.output import is_empty, new_folder, refuse_existing, write_json, write_text
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -50,3 +50,21 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "a.json", {"é": 1})
     assert (tmp_path / "deep" / "a.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
     assert len(list((tmp_path / "deep").iterdir())) == 1
+
+
+def test_what_a_killed_write_left_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".settings.yaml.0a1b2c3d.tmp").write_text("half")
+    assert is_empty(tmp_path)
+    refuse_existing(tmp_path)
+    (tmp_path / ".hidden").write_text("mine")
+    assert not is_empty(tmp_path)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_text(tmp_path / "a.txt", "text")
+    assert not list(tmp_path.iterdir())

@@ -251,8 +251,8 @@ def check_names(names: list[str]) -> None:
     if not names:
         raise SettingsError("a team needs at least one expert; got none")
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-            raise SettingsError(f"an expert's name is letters, digits, '_', '-' and '.'; got {name!r}")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise SettingsError(f"an expert's name is letters, digits, '_', '-' and, inside, '.'; got {name!r}")
         if name == ROUTER:
             raise SettingsError(f"{ROUTER!r} is the router's name; call the expert something else")
         if names.count(name) > 1:

@@ -9,7 +9,7 @@ from typing import Any
 from fusionroute.config import read_yaml
 from fusionroute.errors import OutputExistsError, SettingsError
 from fusionroute.models.team import ROUTER_FOLDER, TEAM_FILE
-from fusionroute.output import write_text
+from fusionroute.output import is_empty, write_text
 from fusionroute.training.scoring.scores import SCORES_FILE
 from fusionroute.training.settings import TrainSettings
 
@@ -75,7 +75,7 @@ def clear_run(folder: str | Path, *, since: str = "score") -> None:
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputExistsError(f"{folder} is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).is_file():
+    if folder.is_dir() and not is_empty(folder) and not (folder / SETTINGS_FILE).is_file():
         raise OutputExistsError(
             f"{folder} holds files but no {SETTINGS_FILE}, so it is no training run and is left alone; "
             "choose another output folder"

@@ -96,7 +96,6 @@ def test_a_run_killed_in_every_stage_ends_as_an_uninterrupted_one(
     assert_equal(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.xfail(strict=True, reason="a folder that holds nothing but such a file is refused as somebody else's")
 @pytest.mark.parametrize(("place", "at"), [("settings", 2), ("pairs", 3)])
 def test_a_temporary_file_alone_is_no_reason_to_refuse_a_folder(
     place: str, at: int, team: Path, uninterrupted: Path, tmp_path: Path

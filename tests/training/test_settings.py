@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusionroute.errors import SettingsError
-from fusionroute.training.run import sft_config
+from fusionroute.training.arguments import cdpo_config, sft_config
 from fusionroute.training.settings import TrainSettings
 
 TEAM = """
@@ -18,6 +18,9 @@ data: {train: data.jsonl, limit: 10}
 sft: {learning_rate: 3e-5, epochs: 2, accumulation: 4}
 seed: 5
 """
+
+
+PAIRS = {"prompts": "p.jsonl", "checker": "m:f"}
 
 
 def write(folder: Path, text: str) -> Path:
@@ -42,6 +45,14 @@ def test_the_paper_values_are_the_defaults_and_reach_the_trainer(tmp_path: Path)
     config = sft_config(TrainSettings.from_yaml(write(tmp_path, text)), tmp_path)
     assert (config.learning_rate, config.num_train_epochs, config.routing_weight) == (1e-5, 1.0, 1 / 3)
     assert (config.report_to, config.disable_tqdm, config.device) == ([], True, torch.device("cpu"))
+    assert (config.aggregation, config.positions) == ("expected_nll", "informative")
+    staged = TrainSettings.from_yaml(
+        write(tmp_path, text.replace("d.jsonl", "d.jsonl, pairs: p.jsonl")[:-1] + ", cdpo: {}}")
+    )
+    assert staged.cdpo is not None
+    config = cdpo_config(staged, staged.cdpo, tmp_path)
+    assert (config.learning_rate, config.num_train_epochs, config.routing_weight) == (1e-5, 1.0, 1 / 3)
+    assert (config.beta, config.form) == (0.1, "printed")
     settings = TrainSettings.from_yaml(write(tmp_path, TEAM))
     config = sft_config(settings, tmp_path)
     assert (config.learning_rate, config.num_train_epochs, config.gradient_accumulation_steps) == (3e-5, 2, 4)
@@ -52,10 +63,18 @@ def test_the_paper_values_are_the_defaults_and_reach_the_trainer(tmp_path: Path)
     ("change", "message"),
     [
         ({"routr": {}}, "unknown option 'routr'; did you mean 'router'"),
-        ({"sft": {"routing_wieght": 1}}, "unknown option 'routing_wieght'; did you mean 'routing_weight'"),
+        ({"routing": {"wieght": 1}}, "unknown option 'wieght'; did you mean 'weight'"),
         ({"data": {"train": "d", "max_lenght": 1}}, "did you mean 'max_length'"),
         ({"experts": {"a": {"modle": "x"}}}, "did you mean 'model'"),
-        ({"sft": {"routing_weight": -0.1}}, "sft.routing_weight: .*greater than or equal to 0"),
+        ({"routing": {"weight": -0.1}}, "routing.weight: .*greater than or equal to 0"),
+        ({"cdpo": {"beta": -0.1}}, "cdpo.beta: .*greater than or equal to 0"),
+        ({"cdpo": {}}, "cdpo needs preference pairs: .* got neither"),
+        ({"pairs": PAIRS}, "pairs is of use in stage 2 only; add a section cdpo"),
+        ({"cdpo": {}, "pairs": PAIRS, "data": {"train": "d", "pairs": "p"}}, r"got data\.pairs and pairs"),
+        ({"cdpo": {}, "pairs": PAIRS, "method": "fine_tuned"}, "the fine-tuned baseline learns from given pairs"),
+        ({"cdpo": {}, "pairs": {"prompts": "p"}}, "name one of checker, reward_model, judge_url; got none"),
+        ({"cdpo": {}, "pairs": PAIRS | {"judge_url": "u"}}, "name one of .*; got checker, judge_url"),
+        ({"cdpo": {}, "pairs": {"prompts": "p", "judge_url": "u"}}, "judge_url and judge_model belong together"),
         ({"prompt": "alpacca"}, "did you mean 'alpaca'"),
         ({"dtype": "floa32"}, "did you mean 'float32'"),
         ({"experts": {}}, "at least one expert"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fusionroute.errors import OutputExistsError
-from fusionroute.output import write_json
+from fusionroute.output import is_empty, write_json
 
 RECORD = "made_of.json"
 Identity = Mapping[str, Mapping[str, Any]]  # a kind ("settings", "models") to names and values
@@ -63,7 +63,7 @@ class Parts:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and (_made_of(folder) or not any(folder.iterdir()))):
+    if folder.exists() and not (folder.is_dir() and (_made_of(folder) or is_empty(folder))):
         raise OutputExistsError(f"{folder} is no folder of parts and is left alone; choose another output")
 
 
