@@ -105,7 +105,9 @@ def logged(run: Path, stage: str) -> list[dict[str, float]]:
     return [log for log in history if "loss" in log]
 
 
-def run_command(arguments: list[str], run: Path, place: str, at: int) -> None:
+def run_command(
+    arguments: list[str], run: Path, place: str = "", at: int = 0, environment: dict[str, str] | None = None
+) -> None:
     """``fusionroute`` with these arguments in this process, which dies just before its change number ``at`` of a place.
 
     A change is whatever Python writes, makes, renames or deletes in ``run`` under a name that begins with ``place``, or
@@ -127,6 +129,7 @@ def run_command(arguments: list[str], run: Path, place: str, at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
+    os.environ.update(environment or {})
     gc.freeze()  # collecting garbage after each expert is slow through all that the libraries hold
     sys.argv[1:] = arguments
     main()

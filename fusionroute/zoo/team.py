@@ -16,7 +16,7 @@ from fusionroute.zoo.judge import row
 from fusionroute.zoo.tasks import TASKS, examples
 
 # Everything the numbers depend on, beside the seed and the counts of examples. Rates are those of models ten thousand
-# times smaller than the paper's; what else differs from it, and why, is in docs/training.md.
+# times smaller than the paper's; why these, is in docs/lab_log.md.
 EXPERTS = ("math", "code", "chat")
 ROUTER_START = "chat"  # the paper starts from the instruction-following expert
 PROMPT = "chat_template"
