@@ -50,6 +50,13 @@ def is_empty(folder: Path) -> bool:
     return all(LEFTOVER.fullmatch(item.name) for item in folder.iterdir())
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed writes of ours have left; a whole model may lie under a temporary name."""
+    for item in folder.iterdir() if folder.is_dir() else ():
+        if LEFTOVER.fullmatch(item.name):
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+
+
 def _glimpse(path: Path) -> str:
     names = sorted(item.name for item in path.iterdir())
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fusionroute.errors import OutputExistsError
-from fusionroute.output import is_empty, new_folder, refuse_existing, write_json, write_text
+from fusionroute.output import clear_leftovers, is_empty, new_folder, refuse_existing, write_json, write_text
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -58,6 +58,9 @@ def test_what_a_killed_write_left_is_nothing(tmp_path: Path) -> None:
     refuse_existing(tmp_path)
     (tmp_path / ".hidden").write_text("mine")
     assert not is_empty(tmp_path)
+    (tmp_path / ".router.0a1b2c3d.tmp").mkdir()
+    clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".hidden"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from fusionroute.config import read_yaml
 from fusionroute.errors import OutputExistsError, SettingsError
 from fusionroute.models.team import ROUTER_FOLDER, TEAM_FILE
-from fusionroute.output import is_empty, write_text
+from fusionroute.output import clear_leftovers, is_empty, write_text
 from fusionroute.training.scoring.scores import SCORES_FILE
 from fusionroute.training.settings import TrainSettings
 
@@ -48,6 +48,8 @@ def open_run(folder: str | Path, settings: TrainSettings) -> Path:
     folder = Path(folder)
     _refuse_foreign(folder)
     _refuse_other_settings(folder, settings)
+    for place in (folder, folder / SFT_FOLDER):
+        clear_leftovers(place)
     write_text(folder / SETTINGS_FILE, settings.to_yaml())
     if settings.cdpo is not None and is_finished(folder) and not (folder / SFT_FOLDER).exists():
         _finished_was_stage_one(folder)

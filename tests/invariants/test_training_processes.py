@@ -75,7 +75,7 @@ def by_torchrun(options: dict[str, Any], folder: Path) -> None:
         "fusionroute",
     ]
     environment = os.environ | {"PYTHONPATH": str(Path(tiny.__file__).parent), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, *half_batches(options, folder)]
+    command = [*launcher, "-m", "fusionroute", *half_batches(options, folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 

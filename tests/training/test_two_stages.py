@@ -284,3 +284,17 @@ def test_the_fine_tuned_baseline_learns_from_given_pairs(finished: Path, options
     recorder = Recorder()
     train(given(options, finished, method="fine_tuned"), run, progress=recorder)
     assert recorder.started == []
+
+
+def test_a_run_goes_on_after_its_folder_was_moved(
+    options: OPTIONS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings.parse(options)
+    score(settings, tmp_path / "here")
+    sft(settings, tmp_path / "here")
+    stages.make_team_pairs(settings, tmp_path / "here", Recorder())
+    stages.score_pairs(settings, tmp_path / "here", Recorder())
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    assert cdpo(settings, "there") == Path("there")
+    assert (tmp_path / "there" / "team.json").is_file()

@@ -44,9 +44,13 @@ def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def expert_fingerprint(reference: ModelReference, dtype: str | None) -> dict[str, str | None]:
-    """Which model an expert is, and in what precision it was asked to run."""
+    """Which model an expert is, and in what precision it was asked to run.
+
+    Of a folder the name alone: its content says which model it is, and it may have been moved.
+    """
+    folder = Path(reference.model).expanduser()
     return {
-        "model": reference.model,
+        "model": folder.name if folder.is_dir() else reference.model,
         "revision": reference.revision,
         "dtype": reference.dtype or dtype or "auto",
         "content": _content(reference),
