@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import transformers
 import yaml
+from datasets import concatenate_datasets
 from rich.console import Console
 
 from fusionroute.engine.engine import Engine
@@ -36,14 +37,20 @@ from fusionroute.evaluation.statistics import Estimate, crossed_mean
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.methods.single import Single
 from fusionroute.models.loading import load_model, load_tokenizer
-from fusionroute.models.team import TeamModels
+from fusionroute.models.router import Router
+from fusionroute.models.team import TeamModels, write_team
 from fusionroute.models.vocabulary import ROUTER
 from fusionroute.output import new_folder, write_json, write_text
 from fusionroute.terminal import RichProgress
 from fusionroute.training import run
+from fusionroute.training.arguments import sft_config
 from fusionroute.training.pairs.make import make_pairs
 from fusionroute.training.pairs.writer import expert_writer
-from fusionroute.training.settings import TrainSettings
+from fusionroute.training.scoring.scores import load_scores
+from fusionroute.training.settings import SFTSettings, TrainSettings
+from fusionroute.training.stages import team_file
+from fusionroute.training.trainers.cdpo import Mixture
+from fusionroute.training.trainers.sft import SFTTrainer
 from fusionroute.zoo.build import weights_folder
 from fusionroute.zoo.contest import DECODING, task_kinds, unseen
 from fusionroute.zoo.tasks import check
@@ -132,6 +139,8 @@ def train_arm(
     is_base = not {"routing", "router", "sft", "layers", "cdpo", "pairs"} & arm.keys()
     folder = seed_folder / (BASE if is_base else _slug(name))
     settings = arm_settings(arm, seed_folder, seed, progress)
+    if arm.get("learn") == "chosen":
+        return learn_chosen(settings, seed_folder / BASE, seed_folder / _slug(name))
     if is_base:
         run.score(settings, folder, progress=progress)
     elif not folder.exists():
@@ -198,6 +207,24 @@ def off_policy_pairs(seed_folder: Path, seed: int, progress: RichProgress) -> Pa
     drawn = np.random.default_rng(seed).permutation(len(made))[:wanted]
     write_text(output, "".join(made[at] + "\n" for at in drawn))
     return output.resolve()
+
+
+def learn_chosen(settings: TrainSettings, base: Path, folder: Path) -> tuple[Path, list[dict[str, float]]]:
+    """The mixture of stage 2, at its rate, but with the chosen answers learned as examples: no preference at all."""
+    assert settings.cdpo is not None
+    names = list(settings.experts)
+    examples, pairs = load_scores(base / "scores", names), load_scores(base / "pair_scores", names)
+    chosen = pairs.select(range(0, len(pairs), 2))
+    drawn = Mixture(examples, pairs, len(chosen), settings.seed).drawn
+    data = concatenate_datasets([examples.select(drawn), chosen]).flatten_indices()
+    stage = SFTSettings(**settings.cdpo.model_dump(include=set(SFTSettings.model_fields)))
+    arguments = sft_config(settings.model_copy(update={"sft": stage}), folder / "checkpoints")
+    router = Router.from_pretrained(base / "sft" / "router", dtype=settings.router.dtype, device="cpu")
+    trainer = SFTTrainer(router, arguments, data, experts=names)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    write_team(folder, router, load_tokenizer(settings.router.reference), team_file(settings))
+    return folder, [log for log in trainer.state.log_history if "loss" in log]
 
 
 def ask(arm: Arm, folder: Path, count: int) -> Verdicts:
