@@ -65,15 +65,7 @@ def free_port() -> int:
 
 
 def by_torchrun(options: dict[str, Any], folder: Path) -> None:
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "fusionroute",
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"PYTHONPATH": str(Path(tiny.__file__).parent), "OMP_NUM_THREADS": "1"}
     command = [*launcher, "-m", "fusionroute", *half_batches(options, folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
