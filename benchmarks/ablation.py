@@ -31,7 +31,7 @@ from datasets import concatenate_datasets
 from rich.console import Console
 
 from fusionroute.engine.engine import Engine
-from fusionroute.environment import machine, versions
+from fusionroute.environment import git_commit, machine, versions
 from fusionroute.errors import FusionRouteError, OutputExistsError
 from fusionroute.evaluation.statistics import Estimate, crossed_mean
 from fusionroute.methods.fusion_route import FusionRoute
@@ -85,18 +85,12 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--runs", type=Path, default=RUNS / commit(), help="where arms and verdicts are kept meanwhile")
+    parser.add_argument("--runs", type=Path, default=RUNS / git_commit(), help="where arms are kept meanwhile")
     parser.add_argument("--workers", type=int, default=2, help="seeds measured at once, one core each")
     parser.add_argument("--overwrite", action="store_true", help="replace the results")
     parser.add_argument("--render", action="store_true", help="print and draw the results, measure nothing")
     parser.add_argument("--seed", type=int, help="measure this one alone (what the workers do)")
     return parser.parse_args()
-
-
-def commit() -> str:
-    """The commit this runs at; marked if there is code that it does not hold."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return described.stdout.strip() or "unknown"
 
 
 def measure(config: dict[str, Any], options: argparse.Namespace) -> None:
@@ -251,7 +245,7 @@ def _record(config: dict[str, Any], runs: Path) -> dict[str, Any]:
     verdicts = {name: [each["correct"] for each in of_seeds] for name, of_seeds in kept.items()}
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": commit(),
+        "commit": git_commit(),
         "versions": versions(),
         "machine": machine(),
         "config": config,

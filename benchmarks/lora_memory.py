@@ -27,11 +27,10 @@ import torch
 import transformers
 from engine_speed import SIZES, VOCABULARY, Models, alternate, build, part, prompts, ratio
 from transformers import PreTrainedModel
-from zoo_quality import _commit
 
 from fusionroute import GenerationSettings, Router
 from fusionroute.engine.engine import Engine
-from fusionroute.environment import machine, versions
+from fusionroute.environment import git_commit, machine, versions
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.models.adapters import add_lora
 from fusionroute.models.loading import Loaded, load_model, save_model
@@ -150,7 +149,7 @@ def measure(size: str, rank: int, new: int, rounds: int) -> dict:
         switch = part("switching", lambda: switching(folder))
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
+        "commit": git_commit(),
         "versions": versions() | {"peft": version("peft")},
         "machine": machine(),
         "what": {

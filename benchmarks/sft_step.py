@@ -33,10 +33,9 @@ from datasets import Dataset
 from engine_speed import VOCABULARY, ratio
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from zoo_quality import _commit
 
 from fusionroute import Router
-from fusionroute.environment import machine, versions
+from fusionroute.environment import git_commit, machine, versions
 from fusionroute.output import write_json
 from fusionroute.training.trainers.live import LiveExperts
 from fusionroute.training.trainers.sft import SFTConfig, SFTTrainer
@@ -176,7 +175,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
+        "commit": git_commit(),
         "versions": versions(),
         "machine": machine(),
         "what": {

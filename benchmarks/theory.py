@@ -11,7 +11,6 @@ import argparse
 import io
 import json
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fusionroute.environment import machine, versions
+from fusionroute.environment import git_commit, machine, versions
 from fusionroute.errors import FusionRouteError, OutputExistsError
 from fusionroute.output import write_json, write_text
 from fusionroute.theory.identifiability import Family, largest_gap, path_values
@@ -117,7 +116,7 @@ def measure(options: argparse.Namespace) -> None:
     began = time.monotonic()
     record: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
-        "commit": _commit(),
+        "commit": git_commit(),
         "versions": versions() | {name: version(name) for name in ("numpy", "matplotlib")},
         "machine": machine(),
         "seeds": [options.seed],
@@ -139,12 +138,6 @@ def measure(options: argparse.Namespace) -> None:
     _draw(options.images / "theory_identifiability.svg", _draw_identifiability, record["identifiability"])
     _draw(options.images / "theory_recovery.svg", _draw_recovery, record["recovery"])
     print(f"{options.output} and two figures in {options.images} are written")
-
-
-def _commit() -> str:
-    """The commit this runs at; marked if there is code that it does not hold."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return described.stdout.strip() or "unknown"
 
 
 def _routed(family: Family) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import argparse
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from typing import Any
 import transformers
 from rich.console import Console
 
-from fusionroute.environment import machine, versions
+from fusionroute.environment import git_commit, machine, versions
 from fusionroute.errors import FusionRouteError, OutputExistsError
 from fusionroute.evaluation.comparison import Comparison
 from fusionroute.models.team import TeamModels
@@ -64,7 +63,7 @@ def measure(options: argparse.Namespace) -> None:
     if options.output.exists() and not options.overwrite:
         raise OutputExistsError(f"{options.output} exists; give --overwrite to replace it")
     transformers.logging.disable_progress_bar()
-    commit = _commit()
+    commit = git_commit()
     with RichProgress(Console(highlight=False)) as progress, one_thread():
         kept = [_measure_seed(seed, options, commit, progress) for seed in options.seeds]
     measured = {seed: Comparison(each["correct"]) for seed, each in zip(options.seeds, kept, strict=True)}
@@ -99,12 +98,6 @@ def _measure_seed(seed: int, options: argparse.Namespace, commit: str, progress:
     measured = {"seconds": time.monotonic() - began, "correct": comparison.correct}
     write_json(kept, measured)
     return measured
-
-
-def _commit() -> str:
-    """The commit this runs at; marked if there is code that it does not hold."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return described.stdout.strip() or "unknown"
 
 
 def over_seeds(measured: list[Comparison]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -25,6 +26,12 @@ def machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "devices": _devices(),
     }
+
+
+def git_commit() -> str:
+    """The commit of the working folder, for results; marked if there is code that it does not hold."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"
 
 
 def _version(name: str) -> str:
