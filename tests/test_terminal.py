@@ -104,8 +104,8 @@ def test_the_mark_is_explained_only_where_it_occurs() -> None:
 
 def test_the_table_highlights_the_best_of_each_column() -> None:
     rows = {
-        "one": {"sums": Estimate(0.5, 0.4, 0.6, 10), "average": Estimate(0.25, 0.2, 0.3, 20)},
-        "two": {"sums": Estimate(0.4, 0.3, 0.5, 10), "average": Estimate(1.0, 0.9, 1.0, 20)},
+        "one": {"sums": Estimate(0.5, 0.4, 0.6, 10, 0.05), "average": Estimate(0.25, 0.2, 0.3, 20, 0.03)},
+        "two": {"sums": Estimate(0.4, 0.3, 0.5, 10, 0.05), "average": Estimate(1.0, 0.9, 1.0, 20, 0.03)},
     }
     where = console(terminal=True)
     where.print(comparison_table(rows, title="right", caption="n = 10"))

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from fusionroute.evaluation.statistics import paired_difference, stratified_mean, wilson
+from fusionroute.evaluation.statistics import (
+    crossed_difference,
+    crossed_mean,
+    holm,
+    paired_difference,
+    stratified_mean,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +69,46 @@ def test_a_difference_by_hand() -> None:
 def test_different_items_are_no_pairs() -> None:
     with pytest.raises(ValueError, match="shorter"):
         paired_difference([[1, 0]], [[1]])
+
+
+def test_standard_errors_are_those_of_the_textbook() -> None:
+    assert wilson(30, 100).stderr == pytest.approx(np.sqrt(0.3 * 0.7 / 100))
+    assert stratified_mean([[True] * 30 + [False] * 70]).stderr == pytest.approx(np.sqrt(0.3 * 0.7 / 100), rel=0.03)
+
+
+def test_runs_that_differ_widen_the_interval() -> None:
+    """Two runs, one right on everything and one wrong on everything: the items alone would look perfectly sure."""
+    alike, apart = np.array([[1.0] * 50, [1.0] * 50]), np.array([[1.0] * 50, [0.0] * 50])
+    assert crossed_mean([alike]).low == crossed_mean([alike]).high == 1.0
+    found = crossed_mean([apart])
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    assert found.stderr == pytest.approx(0.5 / np.sqrt(2), rel=0.03)  # of the mean of two coin flips
+
+
+def test_runs_are_resampled_together_for_all_groups() -> None:
+    """A run that is bad at one task and good at the other evens out: its resampling moves both at once."""
+    one, other = np.array([[1.0] * 9, [0.0] * 9]), np.array([[0.0] * 9, [1.0] * 9])
+    found = crossed_mean([one, other])
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_p_values_by_the_sign_test_of_the_normal_approximation() -> None:
+    """20 items better, 10 worse, 70 equal: z = 10 / sqrt(30 − 1) = 1.857, p = 0.063."""
+    values = np.array([[1.0] * 20 + [-1.0] * 10 + [0.0] * 70])
+    found = crossed_difference([values])
+    assert found.value == pytest.approx(0.1)
+    assert found.p == pytest.approx(0.066, abs=0.015)
+    assert crossed_difference([-values]).p == pytest.approx(found.p, abs=0.01)
+
+
+def test_no_difference_has_p_one_and_a_clear_one_a_small_p() -> None:
+    assert crossed_difference([np.zeros((1, 40))]).p == 1.0
+    assert crossed_difference([np.ones((1, 40))]).p < 0.001
+
+
+def test_holm_by_hand() -> None:
+    """0.01 × 3, then max(0.03, 0.02 × 2), then max(0.04, 0.5 × 1)."""
+    assert holm({"b": 0.02, "c": 0.5, "a": 0.01}) == pytest.approx({"b": 0.04, "c": 0.5, "a": 0.03})
+    assert holm({"a": 0.7, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({"a": 0.03, "b": 0.031})["b"] == 0.06  # never below a smaller one's
+    assert holm({}) == {}

@@ -17,7 +17,7 @@ from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.models.adapters import add_lora
 from fusionroute.models.loading import ModelReference, load_model
 from fusionroute.training.planning.precheck import check_models_fit, load_config
-from fusionroute.training.scoring.fingerprint import expert_fingerprint
+from fusionroute.models.fingerprint import model_fingerprint
 from fusionroute.training.scoring.scores import score_batch
 
 NAMES = ("math", "code", "chat")
@@ -172,14 +172,14 @@ def test_an_adapter_over_another_vocabulary_is_found_without_weights(world: Path
 def test_the_fingerprint_knows_adapter_and_base(tmp_path: Path) -> None:
     base = tiny_adapters.save_base(tmp_path / "base")
     reference = ModelReference(model=str(tiny_adapters.save_adapter(tmp_path / "math", base)))
-    seen = [expert_fingerprint(reference, None)]
-    assert expert_fingerprint(reference, None) == seen[0]
+    seen = [model_fingerprint(reference, None)]
+    assert model_fingerprint(reference, None) == seen[0]
     tiny_adapters.save_adapter(tmp_path / "math", base, seed=1)
-    seen.append(expert_fingerprint(reference, None))
+    seen.append(model_fingerprint(reference, None))
     tiny.language_model(seed=5).save_pretrained(base)
-    seen.append(expert_fingerprint(reference, None))
+    seen.append(model_fingerprint(reference, None))
     config = tmp_path / "math" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
-    seen.append(expert_fingerprint(reference, None))
+    seen.append(model_fingerprint(reference, None))
     assert len({each["content"] for each in seen}) == 4
     assert len({(each["model"], each["dtype"]) for each in seen}) == 1

@@ -1,22 +1,13 @@
-"""What scores belong to: these tokens, this vocabulary, these experts. When a file was written does not matter."""
+"""What scores belong to beside the experts: these tokens, this vocabulary."""
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
-
-from fusionroute.errors import CheckpointError
-from fusionroute.models.adapters import CONFIG_FILE
-from fusionroute.models.loading import ModelReference, adapter_at, full_model, require_location
-
-SAMPLES, SAMPLE_BYTES = 64, 2**16
 
 
 def data_fingerprint(dataset: Dataset) -> dict[str, Any]:
@@ -41,58 +32,3 @@ def prompt_lengths(dataset: Dataset) -> np.ndarray:
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-
-
-def expert_fingerprint(reference: ModelReference, dtype: str | None) -> dict[str, str | None]:
-    """Which model an expert is, and in what precision it was asked to run.
-
-    Of a folder the name alone: its content says which model it is, and it may have been moved.
-    """
-    folder = Path(reference.model).expanduser()
-    return {
-        "model": folder.name if folder.is_dir() else reference.model,
-        "revision": reference.revision,
-        "dtype": reference.dtype or dtype or "auto",
-        "content": _content(reference),
-    }
-
-
-def _content(reference: ModelReference) -> str | None:
-    """Of an adapter, its own files and the content of its base: a change of either makes another expert."""
-    adapter = adapter_at(reference)
-    if adapter is None:
-        return _full_content(reference)
-    digest = hashlib.sha256((adapter.folder / CONFIG_FILE).read_bytes())
-    _add_file(digest, adapter.weights)
-    digest.update(str(_full_content(full_model(reference))).encode())
-    return digest.hexdigest()
-
-
-def _full_content(reference: ModelReference) -> str | None:
-    """A hub model is its commit; a folder is its config and its weights, which may have been trained on since."""
-    location = require_location(reference.model)
-    if not Path(location).is_dir():
-        return _commit(location, reference.revision)
-    digest = hashlib.sha256((Path(location) / "config.json").read_bytes())
-    for path in sorted(Path(location).glob("*.safetensors")):
-        digest.update(path.name.encode())
-        _add_file(digest, path)
-    return digest.hexdigest()
-
-
-def _commit(hub_id: str, revision: str | None) -> str | None:
-    """Read off where the cache keeps it: in the folder of its commit."""
-    try:
-        return extract_commit_hash(cached_file(hub_id, "config.json", revision=revision), None)
-    except OSError as error:
-        raise CheckpointError(f"{hub_id} has no readable config.json ({error}); fetch or save it again") from error
-
-
-def _add_file(digest: Any, path: Path) -> None:
-    """Size and evenly spread samples: training moves nearly every weight, and reading gigabytes would take minutes."""
-    size = path.stat().st_size
-    digest.update(str(size).encode())
-    with path.open("rb") as file:
-        for at in sorted({i * max(size - SAMPLE_BYTES, 0) // (SAMPLES - 1) for i in range(SAMPLES)}):
-            file.seek(at)
-            digest.update(file.read(SAMPLE_BYTES))

@@ -27,9 +27,9 @@ from fusionroute.ops.losses import target_nll
 from fusionroute.training.data.examples import list_column
 from fusionroute.training.processes import join_processes, own_device
 from fusionroute.training.progress import Progress, Silent
+from fusionroute.models.fingerprint import model_fingerprint
 from fusionroute.training.scoring.fingerprint import (
     data_fingerprint,
-    expert_fingerprint,
     prompt_lengths,
     token_counts,
     vocabulary_fingerprint,
@@ -105,7 +105,7 @@ def score(
         "data": data_fingerprint(dataset),
         "vocabulary": vocabulary_fingerprint(tokenizer),
         "examples_per_file": examples_per_file,
-        "experts": {name: expert_fingerprint(reference, dtype) for name, reference in experts.items()},
+        "experts": {name: model_fingerprint(reference, dtype) for name, reference in experts.items()},
     }
     layout = _open_folder(folder, dataset, wanted, processes)
     scored = [name for name in experts if _is_scored(folder, name, layout)]
