@@ -15,9 +15,9 @@ from fusionroute.engine.reference import UncachedRunner, reference
 from fusionroute.errors import CheckpointError, VocabularyError
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.models.adapters import add_lora
+from fusionroute.models.fingerprint import model_fingerprint
 from fusionroute.models.loading import ModelReference, load_model
 from fusionroute.training.planning.precheck import check_models_fit, load_config
-from fusionroute.models.fingerprint import model_fingerprint
 from fusionroute.training.scoring.scores import score_batch
 
 NAMES = ("math", "code", "chat")
