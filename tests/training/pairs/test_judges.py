@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import tiny
-from fusionroute.errors import CheckpointError, FusionRouteError, ModelOutputError, SettingsError
-from fusionroute.training.pairs import endpoint
+from fusionroute.errors import FusionRouteError, SettingsError
+from fusionroute.models import endpoint
 from fusionroute.training.pairs.endpoint import Endpoint, read_score
-from fusionroute.training.pairs.judges import Checker, RewardModel, load_reward_model, make_judge
+from fusionroute.training.pairs.judges import Checker, RewardJudge, make_judge
 from fusionroute.training.settings import PairSettings
+from tiny_reward import read_alone, save_reward_model
 
 HELLO = [{"role": "user", "content": "hello"}]
 ROWS = [{"prompt": "1+1="}, {"prompt": HELLO}, {"prompt": "1+1="}, {"prompt": "a"}]
@@ -93,100 +92,14 @@ def test_a_checker_that_gives_no_scores(name: str, message: str) -> None:
 # --- a reward model ---------------------------------------------------------------------------------------------------
 
 
-def save_reward_model(folder: Path, *, template: bool = True, **overrides: Any) -> str:
-    values = {**tiny.COMMON, "num_labels": 1, **overrides}
-    torch.manual_seed(5)
-    LlamaForSequenceClassification(LlamaConfig(**values)).save_pretrained(folder)
-    tokenizer = tiny.tokenizer()
-    if not template:
-        tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def alone(model: Any, text: str) -> float:
-    ids = torch.tensor([tiny.tokenizer()(text, add_special_tokens=False).input_ids])
-    with torch.no_grad():
-        return float(model(ids).logits[0, 0])
-
-
-def test_a_reward_model_reads_a_conversation(tmp_path: Path) -> None:
-    model, tokenizer = load_reward_model(save_reward_model(tmp_path), device="cpu")
-    chats = [
-        "<user>1+1=<assistant>2<eos>",
-        "<user>hello<assistant>good day to you<eos>",
-        "<user>1+1=<assistant>3, or so they say<eos>",
-        "<user>a<assistant><eos>",
-    ]
-    expected = [alone(model, chat) for chat in chats]
-    assert len({round(score, 3) for score in expected}) == 4
-    for batch_size in (1, 3, 16):
-        scores = RewardModel(model, tokenizer, batch_size=batch_size)(ROWS, ANSWERS)
-        assert scores == pytest.approx(expected, abs=1e-5)
-
-
-def test_without_a_template_it_reads_two_texts(tmp_path: Path) -> None:
-    judge = make_judge(
-        PairSettings(prompts="p", reward_model=save_reward_model(tmp_path, template=False)), device="cpu"
-    )
-    assert isinstance(judge, RewardModel)
-    texts = ["1+1=2", "user: hellogood day to you", "1+1=3, or so they say", "a"]
-    assert judge(ROWS, ANSWERS) == pytest.approx([alone(judge.model, text) for text in texts], abs=1e-5)
-
-
-def test_the_longest_are_read_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = RewardModel(*load_reward_model(save_reward_model(tmp_path), device="cpu"), batch_size=2)
-    shapes: list[int] = []
-    monkeypatch.setattr(judge, "_score", lambda encoded: [shapes.append(len(e["input_ids"])) or 0.0 for e in encoded])
-    judge(ROWS, ANSWERS)
-    assert shapes == sorted(shapes, reverse=True)
-    assert len(shapes) == 4
-
-
-def test_what_does_not_fit_gets_no_score(tmp_path: Path) -> None:
-    judge = RewardModel(*load_reward_model(save_reward_model(tmp_path), device="cpu"))
-    scores = judge(ROWS[:2], ["2", "x" * tiny.CONTEXT])
-    assert scores[1] is None
-    assert scores[0] is not None
-
-
-def test_padding_is_never_read(tmp_path: Path) -> None:
-    """A tokenizer without a padding token, and a config that says something else than the tokenizer."""
-    folder = Path(save_reward_model(tmp_path, pad_token_id=7))
-    tokenizer = tiny.tokenizer()
-    tokenizer.pad_token = None
-    tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("<eos>", "")  # else the last token would look like padding
-    tokenizer.save_pretrained(folder)
-    model, loaded = load_reward_model(str(folder), device="cpu")
-    assert loaded.pad_token == "<eos>"
-    expected = [alone(model, "<user>1+1=<assistant>2"), alone(model, "<user>hello<assistant>good day to you")]
-    assert RewardModel(model, loaded)(ROWS[:2], ANSWERS[:2]) == pytest.approx(expected, abs=1e-5)
-    tokenizer.eos_token = None
-    tokenizer.save_pretrained(folder)
-    with pytest.raises(SettingsError, match="neither a padding nor an end-of-sequence token"):
-        load_reward_model(str(folder))
-
-
-def test_what_is_no_reward_model(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="has 3 outputs; give one with a single output"):
-        load_reward_model(save_reward_model(tmp_path / "three", num_labels=3))
-    tiny.language_model("llama", num_labels=1).save_pretrained(tmp_path / "lm")
-    tiny.tokenizer().save_pretrained(tmp_path / "lm")
-    with pytest.raises(CheckpointError, match=r"lacks score\.weight, so it is no reward model"):
-        load_reward_model(str(tmp_path / "lm"))
-    with pytest.raises(CheckpointError, match="no model at"):
-        load_reward_model("/no/such/model")
-    (tmp_path / "three" / "model.safetensors").write_bytes(b"broken")
-    (tmp_path / "three" / "config.json").write_text(LlamaConfig(**tiny.COMMON, num_labels=1).to_json_string())
-    with pytest.raises(CheckpointError, match="cannot be read as a reward model"):
-        load_reward_model(str(tmp_path / "three"))
-
-
-def test_a_reward_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    judge = RewardModel(*load_reward_model(save_reward_model(tmp_path), device="cpu"))
-    torch.nn.init.constant_(judge.model.score.weight, float("nan"))
-    with pytest.raises(ModelOutputError, match="its weights are broken"):
-        judge(ROWS, ANSWERS)
+def test_a_reward_model_reads_the_rows_prompt(tmp_path: Path) -> None:
+    settings = PairSettings(prompts="p", reward_model=save_reward_model(tmp_path))
+    judge = make_judge(settings, device="cpu")
+    assert isinstance(judge, RewardJudge)
+    chats = ["<user>1+1=<assistant>2<eos>", "<user>hello<assistant>good day to you<eos>"]
+    expected = [read_alone(judge.model.model, chat) for chat in chats]
+    assert judge(ROWS[:2], ANSWERS[:2]) == pytest.approx(expected, abs=1e-5)
+    assert judge(ROWS[:1], ["x" * tiny.CONTEXT]) == [None]
 
 
 # --- an endpoint ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,108 @@
+"""Two files of answers to the same prompts, matched prompt by prompt."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusionroute.errors import DataError
+from fusionroute.models.prompt import Prompt
+
+PROMPT_KEYS, ANSWER_KEYS = ("prompt", "messages"), ("text", "answer")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt (a string or messages) and what two methods answered."""
+
+    prompt: Prompt
+    a: str
+    b: str
+
+    @property
+    def key(self) -> str:
+        """Tells this item from all others, by all that a judge reads of it."""
+        return digest([self.prompt, self.a, self.b])
+
+
+def match_answers(path_a: str | Path, path_b: str | Path) -> list[Item]:
+    """The prompts of the first file, in its order, with the answers of both.
+
+    The files hold JSON lines: ``prompt`` (a string or messages) or ``messages``, and ``text`` or ``answer``, as
+    ``fusionroute generate --json`` writes them; other fields are left alone. A prompt that is a string is the same as
+    one user message.
+
+    Raises:
+        DataError: a file is missing, empty or malformed, has a prompt twice, or one that the other lacks.
+    """
+    answers_a, answers_b = _read(Path(path_a)), _read(Path(path_b))
+    for mine, theirs, name, other in ((answers_a, answers_b, path_a, path_b), (answers_b, answers_a, path_b, path_a)):
+        lacking = [key for key in mine if key not in theirs]
+        if lacking:
+            raise DataError(
+                f"{other} lacks {len(lacking)} of the {len(mine)} prompts of {name}, first {_shown(lacking[0])}; "
+                "let both methods answer the same prompts"
+            )
+    return [Item(json.loads(key), text, answers_b[key]) for key, text in answers_a.items()]
+
+
+def digest(value: Any) -> str:
+    """A short name for anything that JSON can hold; equal values have equal names."""
+    return hashlib.sha256(_canonical(value).encode(errors="backslashreplace")).hexdigest()[:32]
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Answers by the canonical form of their prompts."""
+    if not path.is_file():
+        raise DataError(f"no answers file at {path}; give JSON lines as `fusionroute generate --json` writes them")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
+    answers: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{place} is not JSON ({error})") from None
+        key = _canonical(_prompt(record, place))
+        if key in answers:
+            raise DataError(f"{place} answers {_shown(key)} again, after line {lines[key]}; keep one answer a prompt")
+        answers[key], lines[key] = _one_of(record, ANSWER_KEYS, place, str), number
+    if not answers:
+        raise DataError(f"{path} holds no answers; give at least one line")
+    return answers
+
+
+def _prompt(record: Any, place: str) -> Any:
+    prompt = _one_of(record, PROMPT_KEYS, place, (str, list))
+    if isinstance(prompt, str):
+        return prompt
+    for message in prompt or [None]:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise DataError(
+                f"{place}: messages are objects with a role and a content; got {_shown(_canonical(prompt))}"
+            )
+    turns = [{"role": message["role"], "content": message["content"]} for message in prompt]
+    return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else turns
+
+
+def _one_of(record: Any, keys: tuple[str, ...], place: str, kind: type | tuple[type, ...]) -> Any:
+    found = [record[key] for key in keys if key in record] if isinstance(record, dict) else []
+    if len(found) != 1 or not isinstance(found[0], kind):
+        wanted = " or ".join(f"`{key}`" for key in keys)
+        raise DataError(f"{place}: an object with a text as either {wanted}; got {_shown(_canonical(record))}")
+    return found[0]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,3 @@
+from judge_server import served
+
+__all__ = ["served"]

@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusionroute.errors import DataError
+from fusionroute.evaluation.judge.answers import Item, match_answers
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+
+
+def test_answers_are_matched_by_prompt(tmp_path: Path) -> None:
+    a = write(
+        tmp_path / "a.jsonl",
+        {"prompt": "1+1=", "text": "2", "finish_reason": "eos", "trace": []},
+        "",
+        {"messages": CHAT, "answer": "So."},
+        {"prompt": [{"role": "user", "content": "é\u2028\ud83d"}], "text": ""},
+    )
+    b = write(
+        tmp_path / "b.jsonl",
+        {"prompt": "é\u2028\ud83d", "answer": "x"},
+        {"prompt": CHAT, "text": "Because."},
+        {"messages": [{"role": "user", "content": "1+1="}], "text": "3"},
+    )
+    items = match_answers(a, b)
+    assert items == [Item("1+1=", "2", "3"), Item(CHAT, "So.", "Because."), Item("é\u2028\ud83d", "", "x")]
+    assert len({item.key for item in items}) == 3
+    assert match_answers(b, a)[2].key != items[0].key  # who is a matters
+    assert match_answers(a, b)[0].key == items[0].key
+
+
+GOOD = {"prompt": "1", "text": "x"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], r"holds no answers; give at least one line"),
+        (["{"], r"b\.jsonl:1 is not JSON"),
+        ([GOOD, "[1]"], r"b\.jsonl:2: an object with a text as either `prompt` or `messages`; got \[1\]"),
+        ([{"text": "x"}], r"`prompt` or `messages`"),
+        ([{"prompt": "1", "messages": CHAT, "text": "x"}], r"`prompt` or `messages`"),
+        ([{"prompt": [1, 2], "text": "x"}], r"messages are objects with a role and a content; got \[1, 2\]"),
+        ([{"prompt": [], "text": "x"}], r"messages are objects with a role and a content"),
+        ([{"prompt": "1"}], r"`text` or `answer`"),
+        ([{"prompt": "1", "text": "x", "answer": "x"}], r"`text` or `answer`"),
+        ([{"prompt": "1", "text": None}], r"`text` or `answer`"),
+        ([GOOD, {"prompt": "2", "text": ""}, GOOD], r'b\.jsonl:3 answers "1" again, after line 1; keep one'),
+        ([GOOD], r'b\.jsonl lacks 1 of the 2 prompts of .*a\.jsonl, first "2"; let both methods'),
+        ([GOOD, {"prompt": "2", "text": ""}, {"prompt": "3", "text": ""}], r'a\.jsonl lacks 1 of the 3 prompts.*"3"'),
+    ],
+)
+def test_files_that_do_not_belong_together(rows: list[Any], message: str, tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", GOOD, {"prompt": "2", "text": "y"})
+    with pytest.raises(DataError, match=message):
+        match_answers(a, write(tmp_path / "b.jsonl", *rows))
+
+
+def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(DataError, match=r"no answers file at .*none"):
+        match_answers(a, tmp_path / "none.jsonl")
+    (tmp_path / "b.jsonl").write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(DataError, match="is not UTF-8"):
+        match_answers(a, tmp_path / "b.jsonl")
