@@ -1,66 +1,83 @@
 """Every way of combining the zoo's models, on the same questions: the comparison of docs/evaluation.md.
 
     python benchmarks/zoo_comparison.py train       # a team and a fine-tuned model for every seed
+    python benchmarks/zoo_comparison.py measure     # zoo_comparison.yaml; writes benchmarks/results/zoo_comparison.json
+    python benchmarks/zoo_comparison.py render      # that file as Markdown tables
 
-Experts are the shipped ones; a seed decides the router's head, its training examples and their order. Training that
-was interrupted goes on where it stopped.
+Experts are the shipped ones; a seed decides the router's head, its training examples and their order. What was
+interrupted goes on where it stopped. `measure` also leaves every answer and report.html in runs/zoo_comparison/results.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
 
-from fusionroute.errors import FusionRouteError
+from fusionroute.errors import FusionRouteError, OutputExistsError
+from fusionroute.evaluation.compare.run import compare
+from fusionroute.evaluation.compare.settings import CompareSettings
+from fusionroute.output import write_json
 from fusionroute.terminal import RichProgress
 from fusionroute.training.run import train
 from fusionroute.training.run_folder import PAIRS_FILE, is_finished
 from fusionroute.training.settings import TrainSettings
 from fusionroute.zoo.team import team_settings, train_team
 
-SEEDS = (0, 1, 2, 3, 4)
+CONFIG = Path("benchmarks/zoo_comparison.yaml")
+RESULTS = Path("benchmarks/results/zoo_comparison.json")
 RUNS = Path("runs/zoo_comparison")
+AVERAGE = "average"
 
 
 def main() -> None:
     options = _options()
     try:
-        train_seed(options.seed, options.runs) if options.seed is not None else train_all(options.runs, options.workers)
+        if options.part == "render":
+            print(render(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        elif options.part == "measure":
+            measure(overwrite=options.overwrite)
+        elif options.seed is not None:
+            train_seed(options.seed)
+        else:
+            train_all(options.workers)
     except FusionRouteError as error:
         sys.exit(f"error: {error}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", choices=["train"])
-    parser.add_argument("--runs", type=Path, default=RUNS, help="where trained models are kept")
+    parser.add_argument("part", choices=["train", "measure", "render"])
     parser.add_argument("--workers", type=int, default=2, help="seeds trained at once, one core each")
     parser.add_argument("--seed", type=int, help="train this one alone (what the workers do)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results")
     return parser.parse_args()
 
 
-def train_all(runs: Path, workers: int) -> None:
+def train_all(workers: int) -> None:
     """Every seed in a process of its own."""
 
     def work(seed: int) -> None:
-        command = [sys.executable, __file__, "train", "--runs", str(runs), "--seed", str(seed)]
+        command = [sys.executable, __file__, "train", "--seed", str(seed)]
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, SEEDS))
+        list(pool.map(work, CompareSettings.from_yaml(CONFIG).seeds))
 
 
-def train_seed(seed: int, runs: Path) -> None:
+def train_seed(seed: int) -> None:
     """The team by the whole recipe, then one plain model on the same data, pairs and steps."""
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
-    team, plain = runs / f"team-{seed}", runs / f"fine-tuned-{seed}"
+    team, plain = RUNS / f"team-{seed}", RUNS / f"fine-tuned-{seed}"
     with RichProgress(Console(highlight=False)) as progress:
         train_team(team, seed=seed, progress=progress)
         if not is_finished(plain):
@@ -72,6 +89,86 @@ def fine_tuned_settings(team: Path, seed: int) -> TrainSettings:
     values = team_settings(team, seed=seed).model_dump()
     values["data"]["pairs"] = str((team / PAIRS_FILE).resolve())
     return TrainSettings.parse(values | {"method": "fine_tuned", "pairs": None})
+
+
+def measure(*, overwrite: bool) -> None:
+    """The comparison on one core, so that times of methods are those of the same machine."""
+    if RESULTS.exists() and not overwrite:
+        raise OutputExistsError(f"{RESULTS} exists; give --overwrite to replace it")
+    torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
+    settings = CompareSettings.from_yaml(CONFIG)
+    with RichProgress(Console(highlight=False)) as progress:
+        record = compare(settings, RUNS / "results", progress=progress, command=f"fusionroute evaluate {CONFIG}")
+    if record["failed"]:
+        raise FusionRouteError(f"{len(record['failed'])} cells failed; the first: {record['failed'][0]}")
+    write_json(RESULTS, record)
+    print(f"{RESULTS} is written")
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """Three Markdown tables (quality, differences, cost) and how they were measured."""
+    accuracy, tasks, reference = record["accuracy"], record["tasks"], record["reference"]
+    order = sorted(record["methods"], key=lambda method: -accuracy[method][AVERAGE]["value"])
+    base = record["cost"][reference]["seconds_per_token"]
+    columns = [task.removeprefix("zoo_").replace("_", " ") for task in tasks]
+    return "\n".join(
+        [
+            *_head(["right answers, %", *columns, "average (95 % interval)"]),
+            *(_quality_row(name, accuracy[name], tasks) for name in [*order, *record["bounds"]]),
+            "",
+            *_head([f"{reference} minus", "points (95 % interval)", "p", "p after Holm"]),
+            *(_gain_row(name, record["differences"][name][AVERAGE]) for name in order if name != reference),
+            "",
+            *_head(["method", "tokens read per token written", "by model", "time per token", "weights + cache, MiB"]),
+            *(_cost_row(name, record["cost"][name], base) for name in order),
+            "",
+            _made(record, accuracy[reference][AVERAGE]["n"]),
+        ]
+    )
+
+
+def _made(record: Mapping[str, Any], questions: int) -> str:
+    used = record["versions"]
+    return (
+        f"{questions} questions, {len(record['seeds'])} seeds where a seed makes a difference, greedy, up to "
+        f"{record['cost'][record['reference']]['batch']} at once. Times are ratios to {record['reference']}'s within "
+        f"the run. The best expert is picked on the same questions. fusionroute {used['fusionroute']} "
+        f"({record['commit']}), torch {used['torch']}, transformers {used['transformers']}, lm-eval {used['lm_eval']}."
+    )
+
+
+def _quality_row(name: str, found: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    return _row([name, *(_percent(found[task]["value"]) for task in tasks), _interval(found[AVERAGE])])
+
+
+def _gain_row(name: str, gain: Mapping[str, float]) -> str:
+    return _row([name, _interval(gain, "+"), f"{gain['p']:.4f}", f"{gain['p_adjusted']:.4f}"])
+
+
+def _cost_row(name: str, cost: Mapping[str, Any], base: float) -> str:
+    read = cost["tokens_read_per_token"]
+    each = ", ".join(f"{model} {count:.2f}" for model, count in read.items())
+    memory = (cost["peak_memory"]["weights"] + cost["peak_memory"]["cache"]) / 2**20
+    time = f"{cost['seconds_per_token'] / base:.2f}"
+    return _row([name, f"{sum(read.values()):.2f}", each if len(read) > 1 else "", time, f"{memory:.1f}"])
+
+
+def _head(names: list[str]) -> list[str]:
+    return [_row(names), _row(["---"] * len(names))]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}z.0f}"
+
+
+def _interval(estimate: Mapping[str, float], sign: str = "") -> str:
+    value, low, high = (_percent(estimate[key], sign) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 if __name__ == "__main__":

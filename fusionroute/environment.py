@@ -6,7 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-LIBRARIES = ("fusionroute", "torch", "transformers", "accelerate", "datasets", "tokenizers", "peft")
+LIBRARIES = ("fusionroute", "torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "lm_eval")
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -95,10 +95,22 @@ def legend(styles: Mapping[str, Style], trace: Iterable[TraceRecord], *, explain
     return Text("   ").join(parts)
 
 
-def comparison_table(rows: Mapping[str, Mapping[str, Estimated]], *, title: str = "", caption: str = "") -> Table:
-    """Methods down, tasks across: percent, below it the interval, the best of each column highlighted."""
+def comparison_table(
+    rows: Mapping[str, Mapping[str, Estimated | None]],
+    *,
+    title: str = "",
+    caption: str = "",
+    bounds: Collection[str] = (),
+) -> Table:
+    """Methods down, tasks across: percent, below it the interval, the best of each column highlighted.
+
+    Args:
+        rows: None where there is no result.
+        bounds: rows that are no method, such as an oracle, and stand out of the contest.
+    """
     columns = list(next(iter(rows.values())))
-    best = {column: _best([row[column].value for row in rows.values()]) for column in columns}
+    contest = [row for name, row in rows.items() if name not in bounds]
+    best = {column: _best([each.value for row in contest if (each := row[column]) is not None]) for column in columns}
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     table.padding, table.pad_edge = (0, 1, 0, 0), False  # 80 columns are to hold eight tasks and their intervals
     table.add_column("", no_wrap=True)
@@ -106,18 +118,21 @@ def comparison_table(rows: Mapping[str, Mapping[str, Estimated]], *, title: str 
         # a long name on two lines leaves room for all tasks side by side
         table.add_column(column.replace("_", "\n", 1).replace("_", " "), justify="right")
     for method, row in rows.items():
-        cells = [_cell(row[column], is_best=row[column].value == best[column]) for column in columns]
-        table.add_row(method.replace(", ", ",\n", 1), *cells)
+        is_bound = method in bounds
+        cells = [_cell(row[column], None if is_bound else best[column]) for column in columns]
+        table.add_row(method.replace(", ", ",\n", 1), *cells, style="italic" if is_bound else None)
     return table
 
 
 def _best(values: Sequence[float]) -> float | None:
     """None where all are equal: then nothing stands out."""
-    return max(values) if max(values) > min(values) else None
+    return max(values) if values and max(values) > min(values) else None
 
 
-def _cell(estimate: Estimated, *, is_best: bool) -> Text:
-    value = Text(f"{100 * estimate.value:.0f}", BEST if is_best else "")
+def _cell(estimate: Estimated | None, best: float | None) -> Text:
+    if estimate is None:
+        return Text("–", "dim")
+    value = Text(f"{100 * estimate.value:.0f}", BEST if estimate.value == best else "")
     return Text.assemble(value, "\n", (f"{100 * estimate.low:.0f}–{100 * estimate.high:.0f}", "dim"))
 
 

@@ -17,6 +17,7 @@ import fusionroute.cli.console
 import tiny
 from fusionroute import Completion, Team
 from fusionroute.cli import app
+from fusionroute.cli.overrides import with_overrides
 from fusionroute.terminal import expert_styles
 
 PROMPTS = ["hello", "a b c"]
@@ -233,10 +234,8 @@ def test_set_overrides_the_yaml_and_is_as_strict(tmp_path: Path) -> None:
 
 
 def test_set_values_have_yaml_types(tmp_path: Path) -> None:
-    override = sys.modules["fusionroute.cli.train"]._override
     values: dict[str, Any] = {"sft": {"epochs": 1}}
-    for text in ("sft.epochs=2", "sft.bf16=true", "data.limit=null", "prompt=alpaca"):
-        override(values, text)
+    with_overrides(values, ("sft.epochs=2", "sft.bf16=true", "data.limit=null", "prompt=alpaca"))
     assert values == {"sft": {"epochs": 2, "bf16": True}, "data": {"limit": None}, "prompt": "alpaca"}
 
 

@@ -6,8 +6,13 @@ import typer
 
 from fusionroute.cli.chat import chat
 from fusionroute.cli.env import env
+from fusionroute.cli.evaluate import evaluate
 from fusionroute.cli.failing import OneLineErrors
 from fusionroute.cli.generate import generate
+from fusionroute.cli.judge import judge
+from fusionroute.cli.lm_eval import CONTEXT as LM_EVAL_CONTEXT
+from fusionroute.cli.lm_eval import lm_eval
+from fusionroute.cli.merge import merge
 from fusionroute.cli.pairs import pairs
 from fusionroute.cli.train import cdpo, score, sft, train
 from fusionroute.cli.zoo import build, demo, examples, listing
@@ -28,6 +33,10 @@ app.command()(pairs)
 app.command()(cdpo)
 app.command()(generate)
 app.command()(chat)
+app.command()(merge)
+app.command()(judge)
+app.command()(evaluate)
+app.command("lm-eval", context_settings=LM_EVAL_CONTEXT)(lm_eval)
 app.command()(env)
 zoo = typer.Typer(help="The bundled tiny models and tasks.")
 zoo.command("list")(listing)

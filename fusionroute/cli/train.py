@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 from rich.console import Console
 
 from fusionroute.cli import options
 from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.overrides import with_overrides
 from fusionroute.config import read_yaml
 from fusionroute.errors import SettingsError
 
@@ -125,26 +125,8 @@ def _is_first() -> bool:
 
 
 def _train_settings(path: Path, overrides: list[str]) -> "TrainSettings":
-    values = read_yaml(path)
-    for override in overrides:
-        _override(values, override)
+    values = with_overrides(read_yaml(path), overrides)
     quiet()
     from fusionroute.training.settings import TrainSettings
 
     return TrainSettings.parse(values, source=str(path))
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    """``sft.epochs=2`` into ``values["sft"]["epochs"]``; whether such a key exists is for the settings to say."""
-    key, equals, text = override.partition("=")
-    *parents, last = key.split(".")
-    if not equals or not all([*parents, last]):
-        raise SettingsError(f"--set takes KEY=VALUE such as sft.learning_rate=1e-4; got {override!r}")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise SettingsError(f"--set {override}: {parent!r} holds no options of its own")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise SettingsError(f"--set {override}: {text!r} is not valid YAML; put it in quotes") from None

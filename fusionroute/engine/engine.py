@@ -36,15 +36,17 @@ class Engine:
     ):
         self.method = method
         self.tokenizer = tokenizer
-        self.scheduler = Scheduler(max_batch, token_limit(method.runners, cache_limit))
+        limit = token_limit(method.runners, cache_limit)
+        self.scheduler = Scheduler(max_batch, limit // method.rows)
         for runner in method.runners:
             if isinstance(runner, Runner):
-                runner.cache.token_limit = self.scheduler.token_limit
+                runner.cache.token_limit = limit
 
     def submit(self, prompt_ids: list[int], settings: GenerationSettings) -> Sequence:
         """Queue a prompt.
 
         Raises:
+            SettingsError: options that mean nothing to the method.
             PromptError: the prompt leaves no room for a token in the smallest context.
             RequestTooLargeError: it could not run even alone.
         """
@@ -53,7 +55,8 @@ class Engine:
         return sequence
 
     def sequence(self, prompt_ids: list[int], settings: GenerationSettings) -> Sequence:
-        """A sequence under this engine's stop rules, not yet queued."""
+        """A sequence under this engine's stop rules, not yet queued. Raises `SettingsError` and `PromptError`."""
+        self.method.check(settings)
         limit = self.method.context_length
         if len(prompt_ids) >= limit:
             raise PromptError(
@@ -85,8 +88,7 @@ class Engine:
     def rollback(self, sequence: Sequence, length: int) -> None:
         """Cut a running sequence back to its first ``length`` tokens (prompt included), in every model."""
         sequence.rollback(length)
-        for runner in self.method.runners:
-            runner.rollback(sequence, length)
+        self.method.rollback(sequence, length)
 
     def run(
         self, sequences: ListLike[Sequence], on_finish: Callable[[Sequence], None] | None = None
@@ -134,5 +136,4 @@ class Engine:
 
     def _leave(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
-        for runner in self.method.runners:
-            runner.release(sequence)
+        self.method.release(sequence)

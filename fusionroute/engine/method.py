@@ -1,30 +1,106 @@
 """The contract between the engine and a way of writing together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ListLike
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from fusionroute.engine.runner import AnyRunner
+from torch import Tensor
+
+from fusionroute.config import GenerationSettings
+from fusionroute.engine.runner import AnyRunner, Runner
 from fusionroute.engine.sequence import Sequence
+from fusionroute.errors import SettingsError, VocabularyError
+from fusionroute.models.team import context_length
+from fusionroute.models.vocabulary import check_models, eos_ids
 
 MakeRunner = Callable[[Any, str], AnyRunner]  # (model, name) to a runner; `Runner` itself is one
 
 
 class Method(Protocol):
-    """One round for all running sequences.
+    """One round for all running sequences. Ways of writing inherit from it, for what it says by default.
 
     Attributes:
-        runners: every model the method asks; the engine frees and cuts back their caches.
+        runners: every model the method asks; the engine gives their caches their share of memory.
         eos_ids: tokens that end an answer.
         context_length: positions that the smallest model can hold.
+        rows: cache rows that one sequence takes in each model, at most.
     """
 
+    runners: ListLike[AnyRunner]
     eos_ids: frozenset[int]
     context_length: int
-
-    @property
-    def runners(self) -> ListLike[AnyRunner]: ...
+    rows: int = 1
 
     def step(self, sequences: ListLike[Sequence]) -> None:
         """Append at least one token to every sequence, through `choice.append_tokens`."""
         ...
+
+    def check(self, settings: GenerationSettings) -> None:
+        """Raise `SettingsError` for settings that mean nothing here; asked before a sequence is queued."""
+        return
+
+    def rollback(self, sequence: Sequence, length: int) -> None:
+        """The sequence was cut back to its first ``length`` tokens: so is what the models keep of it."""
+        for runner in self.runners:
+            runner.rollback(sequence, length)
+
+    def release(self, sequence: Sequence) -> None:
+        """The sequence has left: free whatever the method and its models keep of it."""
+        for runner in self.runners:
+            runner.release(sequence)
+
+
+@runtime_checkable
+class TeacherForced(Protocol):
+    """A method whose next-token distribution needs no more than the tokens before it."""
+
+    def log_probabilities(self, sequences: ListLike[Sequence], last: int = 1) -> Tensor:
+        """What it would write from after each of the ``last`` tokens of every sequence, before temperature and filters.
+
+        Returns:
+            normalised float32 log-probabilities ``[sequences, last, vocabulary]``; at ``[i, j]`` those after the first
+            ``len(sequences[i]) - last + 1 + j`` tokens of sequence i, as in `Runner.read`.
+        """
+        ...
+
+
+class OfExperts(Method):
+    """A method over experts of one vocabulary, without a router. Whatever ends an answer for any of them ends it.
+
+    Raises:
+        SettingsError: no experts.
+        VocabularyError: experts of different vocabularies.
+    """
+
+    def __init__(self, experts: Mapping[str, Any], make_runner: MakeRunner = Runner):
+        check_vocabulary(experts)
+        self.experts = tuple(make_runner(model, name) for name, model in experts.items())
+        self.runners: ListLike[AnyRunner] = self.experts
+        self.eos_ids = frozenset().union(*(eos_ids(model) for model in experts.values()))
+        self.context_length = min(context_length(model) for model in experts.values())
+
+
+class GreedyOnly(OfExperts):
+    """A method whose experts write greedily and are judged afterwards, so that there is nothing to draw from."""
+
+    def check(self, settings: GenerationSettings) -> None:
+        if not settings.is_greedy:
+            raise SettingsError(
+                f"{type(self).__name__} writes greedily and has nothing to sample from; drop do_sample=True"
+            )
+
+
+def check_vocabulary(models: Mapping[str, Any]) -> None:
+    """Insist that models without a router among them speak of the same tokens by the same ids.
+
+    Raises:
+        SettingsError: there are none.
+        VocabularyError: naming the model that differs from the first, and how.
+    """
+    if not models:
+        raise SettingsError("a method of experts needs at least one; got none")
+    (first, model), *others = models.items()
+    try:
+        check_models(model, dict(others), 0)
+    except VocabularyError as error:
+        raise VocabularyError(f"with expert {first!r} in the router's place: {error}") from None

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from fusionroute.config import Settings, nearest
@@ -132,6 +139,16 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(location, revision=reference.revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(_unreadable(location, error, what="a tokenizer")) from error
+
+
+def load_config(reference: ModelReference) -> PreTrainedConfig:
+    """A model's config, of an adapter its base's. Raises `CheckpointError` if there is no model or it is unreadable."""
+    reference = full_model(reference)
+    location = require_location(reference.model)
+    try:
+        return AutoConfig.from_pretrained(location, revision=reference.revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{location} has no readable config.json ({error}); fetch or save it again") from error
 
 
 def save_model(model: PreTrainedModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -1,6 +1,7 @@
 """One prompt format for all models of a team. A named template is a chat template in Jinja, like a tokenizer's own."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -93,3 +94,11 @@ class PromptFormat:
             if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= int(token) < size:
                 raise PromptError(f"a prompt of token ids holds integers from 0 to {size - 1}; got {token!r}")
         return [int(token) for token in ids]
+
+
+def as_text(prompt: Prompt) -> str:
+    """A prompt in plain words for whoever has no format for it; messages one after another with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    messages: Any = prompt
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)

@@ -200,7 +200,7 @@ class TeamModels:
             folder / team_file.router, dtype=dtype, device=devices.get(ROUTER, device), loaded=loaded
         )
         tokenizer = load_tokenizer(folder / team_file.router)
-        references = {entry.name: _resolve(folder, entry) for entry in team_file.experts}
+        references = expert_references(folder)
         experts = {
             name: load_model(
                 reference,
@@ -299,6 +299,11 @@ def read_team_file(folder: Path) -> TeamFile:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); save the team again") from error
     return TeamFile.parse(values, source=str(path))
+
+
+def expert_references(folder: Path) -> dict[str, ModelReference]:
+    """The experts of a local team folder, in its order. Raises as `read_team_file` does."""
+    return {entry.name: _resolve(folder, entry) for entry in read_team_file(folder).experts}
 
 
 def _resolve(folder: Path, entry: ExpertEntry) -> ModelReference:

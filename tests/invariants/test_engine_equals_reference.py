@@ -1,18 +1,28 @@
 """Design, section 10: 1 (engine = reference, ragged, joining, leaving, rolled back) and 2 (a batch = one at a time)."""
 
 import random
+from functools import cache
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import tiny
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import Engine
 from fusionroute.engine.reference import UncachedRunner, reference
+from fusionroute.engine.scorer import RewardScorer
 from fusionroute.engine.sequence import Completion
+from fusionroute.methods.averaging import Averaging
+from fusionroute.methods.collab import Collab
 from fusionroute.methods.fusion_route import FusionRoute
+from fusionroute.methods.sequence_selection import SequenceSelection
 from fusionroute.methods.single import Single
+from fusionroute.models.reward import RewardModel
 
 COUNT = 32
+LOOKING_AHEAD = ("collab", "collab_by_reward")
+FEW, SHORT = 10, 8  # for those the reference reads every continuation from its beginning at every token
 
 
 def methods(team, make):
@@ -20,14 +30,27 @@ def methods(team, make):
         "fusion_route": lambda: FusionRoute(team, **make),
         "routing_only": lambda: FusionRoute(team, complement=False, **make),
         "single": lambda: Single(team.experts["math"], "math", **make),
+        "averaging": lambda: Averaging(team.experts, [2, 3, 2], **make),
+        "averaging_logs": lambda: Averaging(team.experts, space="log_probabilities", **make),
+        "sequence_selection": lambda: SequenceSelection(team.experts, **make),
+        "collab": lambda: Collab(team.experts, candidates=2, rollout=2, **make),
+        "collab_by_reward": lambda: Collab(team.experts, RewardScorer(reward(), team.tokenizer), rollout=3, **make),
     }
+
+
+@cache
+def reward() -> RewardModel:
+    """Built in code and never trained: a strict and lively judge."""
+    torch.manual_seed(9)
+    return RewardModel(LlamaForSequenceClassification(LlamaConfig(**tiny.COMMON, num_labels=1)), tiny.tokenizer())
 
 
 def requests(team, method: str) -> list[tuple[list[int], GenerationSettings]]:
     """Mixed lengths and budgets; every third has a stop string that its answer really meets."""
     pairs = []
-    for index, prompt in enumerate(tiny.prompts(COUNT, seed=7)):
-        budget = GenerationSettings(max_new_tokens=3 + (index * 5) % 14)
+    count, longest = (FEW, SHORT) if method in LOOKING_AHEAD else (COUNT, 16)
+    for index, prompt in enumerate(tiny.prompts(count, seed=7)):
+        budget = GenerationSettings(max_new_tokens=3 + (index * 5) % (longest - 2))
         if index % 3 == 0:
             text = expected(team, method, prompt, budget).text
             budget = budget.model_copy(update={"stop": (text[2:4],)}) if len(text) > 4 else budget
@@ -55,8 +78,17 @@ def run_with_traffic(engine: Engine, pairs, seed: int) -> list[Completion]:
     return [sequence.completion() for sequence in sequences]
 
 
-@pytest.mark.parametrize("family", list(tiny.FAMILIES))
-@pytest.mark.parametrize("method", ["fusion_route", "routing_only"])
+ALL_FAMILIES = [(family, method) for family in tiny.FAMILIES for method in ("fusion_route", "routing_only")]
+OTHERS = [
+    ("llama", "averaging"),
+    ("qwen3", "averaging_logs"),
+    ("mistral", "sequence_selection"),
+    ("gemma2", "collab"),
+    ("llama", "collab_by_reward"),
+]
+
+
+@pytest.mark.parametrize(("family", "method"), [*ALL_FAMILIES, *OTHERS])
 def test_engine_equals_reference_under_traffic(family: str, method: str) -> None:
     team = tiny.team(family)
     pairs = requests(team, method)
@@ -67,17 +99,16 @@ def test_engine_equals_reference_under_traffic(family: str, method: str) -> None
         assert completion.token_ids == wanted.token_ids
         assert (completion.text, completion.finish_reason) == (wanted.text, wanted.finish_reason)
         assert [r.expert for r in completion.trace] == [r.expert for r in wanted.trace]
-    assert len({record.expert for completion in found for record in completion.trace}) == 3, (
-        "all experts must have written"
-    )
+    authors = {record.expert for completion in found for record in completion.trace}
+    assert len(authors) >= (2 if method in LOOKING_AHEAD else 3), "all experts must have written, of few answers most"
     assert {"stop", "length"} <= {completion.finish_reason for completion in found}
 
 
-@pytest.mark.parametrize("method", ["fusion_route", "single"])
+@pytest.mark.parametrize("method", ["fusion_route", "single", "averaging", "sequence_selection", "collab"])
 def test_a_ragged_batch_equals_one_at_a_time(method: str) -> None:
     team = tiny.team()
-    settings = GenerationSettings(max_new_tokens=12)
-    prompts = tiny.prompts(12, seed=1)
+    settings = GenerationSettings(max_new_tokens=SHORT if method in LOOKING_AHEAD else 12)
+    prompts = tiny.prompts(FEW // 2 if method in LOOKING_AHEAD else 12, seed=1)
     together = Engine(methods(team, {})[method](), team.tokenizer).generate(prompts, settings)
     for prompt, completion in zip(prompts, together, strict=True):
         (alone,) = Engine(methods(team, {})[method](), team.tokenizer).generate([prompt], settings)

@@ -37,7 +37,7 @@ ALLOWED_METHOD_IMPORTS = {("safe", "averaging")}
 OPTIONAL_ROOMS = {
     "fastapi": {"server"},
     "lm_eval": {"evaluation"},
-    "matplotlib": {"evaluation"},
+    "matplotlib": set(),
     "peft": {"training"},
     "prometheus_client": {"server"},
     "sentence_transformers": {"moe"},

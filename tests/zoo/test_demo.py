@@ -61,7 +61,7 @@ def test_the_record_says_what_was_measured_on_what(demo: tuple[DemoResult, str])
         "groups",
     } == record.keys()
     assert record["accuracy"][FUSED]["average"]["n"] == 4 * len(TASKS)
-    assert {"value", "low", "high", "n"} == record["accuracy"]["math alone"]["sums"].keys()
+    assert {"value", "low", "high", "n", "stderr"} == record["accuracy"]["math alone"]["sums"].keys()
     assert record["groups"].keys() == task_kinds().keys()
 
 

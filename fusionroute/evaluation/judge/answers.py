@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def match_answers(path_a: str | Path, path_b: str | Path) -> list[Item]:
     """The prompts of the first file, in its order, with the answers of both.
 
     The files hold JSON lines: ``prompt`` (a string or messages) or ``messages``, and ``text`` or ``answer``, as
-    ``fusionroute generate --json`` writes them; other fields are left alone. A prompt that is a string is the same as
-    one user message.
+    ``fusionroute generate --json`` writes them; other fields are left alone. A file that ends in .json is a cell of a
+    comparison. A prompt that is a string is the same as one user message.
 
     Raises:
         DataError: a file is missing, empty or malformed, has a prompt twice, or one that the other lacks.
@@ -54,29 +55,47 @@ def digest(value: Any) -> str:
 
 def _read(path: Path) -> dict[str, str]:
     """Answers by the canonical form of their prompts."""
+    answers: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for place, record in _records(path):
+        key = _canonical(_prompt(record, place))
+        if key in answers:
+            raise DataError(f"{place} answers {_shown(key)} again, after {places[key]}; keep one answer a prompt")
+        answers[key], places[key] = _one_of(record, ANSWER_KEYS, place, str), place
+    if not answers:
+        raise DataError(f"{path} holds no answers; give at least one")
+    return answers
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every record of a file, and where it stands: a line, or an example of a comparison's cell."""
     if not path.is_file():
         raise DataError(f"no answers file at {path}; give JSON lines as `fusionroute generate --json` writes them")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
-    answers: dict[str, str] = {}
-    lines: dict[str, int] = {}
+    if path.suffix == ".json":
+        yield from ((f"{path}, example {at}", each) for at, each in enumerate(_examples(path, text), 1))
+        return
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place} is not JSON ({error})") from None
-        key = _canonical(_prompt(record, place))
-        if key in answers:
-            raise DataError(f"{place} answers {_shown(key)} again, after line {lines[key]}; keep one answer a prompt")
-        answers[key], lines[key] = _one_of(record, ANSWER_KEYS, place, str), number
-    if not answers:
-        raise DataError(f"{path} holds no answers; give at least one line")
-    return answers
+        if line.strip():
+            place = f"{path}:{number}"
+            yield place, _parsed(place, line)
+
+
+def _examples(path: Path, text: str) -> list[Any]:
+    cell = _parsed(str(path), text)
+    if not isinstance(cell, dict) or not isinstance(cell.get("examples"), list):
+        raise DataError(f"{path} is no cell of a comparison, which a .json file is taken for; JSON lines end in .jsonl")
+    return [{key: each.get(key) for key in ("prompt", "answer")} for each in cell["examples"]]
+
+
+def _parsed(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place} is not JSON ({error})") from None
 
 
 def _prompt(record: Any, place: str) -> Any:

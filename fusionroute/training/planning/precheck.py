@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from fusionroute.errors import CheckpointError, SettingsError
-from fusionroute.models.loading import ModelReference, full_model, load_tokenizer, require_location
+from fusionroute.errors import SettingsError
+from fusionroute.models.loading import ModelReference, load_config, load_tokenizer
 from fusionroute.models.team import context_length
 from fusionroute.models.vocabulary import check_models, check_tokenizers
 
@@ -50,13 +50,3 @@ def training_length(basis: Basis, asked: int | None) -> int:
             f"data.max_length is {asked} but a model of the team holds only {basis.context_length} positions; lower it"
         )
     return asked or basis.context_length
-
-
-def load_config(reference: ModelReference) -> PreTrainedConfig:
-    """A model's config, of an adapter its base's. Raises `CheckpointError` if there is no model or it is unreadable."""
-    reference = full_model(reference)
-    location = require_location(reference.model)
-    try:
-        return AutoConfig.from_pretrained(location, revision=reference.revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{location} has no readable config.json ({error}); fetch or save it again") from error

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from fusionroute.zoo.sandbox import run_programs
+from fusionroute.evaluation.sandbox import run_programs
 from fusionroute.zoo.tasks.functions import program
 from fusionroute.zoo.tasks.task import Example
 

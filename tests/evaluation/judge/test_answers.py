@@ -43,7 +43,7 @@ GOOD = {"prompt": "1", "text": "x"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], r"holds no answers; give at least one line"),
+        ([], r"holds no answers; give at least one"),
         (["{"], r"b\.jsonl:1 is not JSON"),
         ([GOOD, "[1]"], r"b\.jsonl:2: an object with a text as either `prompt` or `messages`; got \[1\]"),
         ([{"text": "x"}], r"`prompt` or `messages`"),
@@ -53,7 +53,7 @@ GOOD = {"prompt": "1", "text": "x"}
         ([{"prompt": "1"}], r"`text` or `answer`"),
         ([{"prompt": "1", "text": "x", "answer": "x"}], r"`text` or `answer`"),
         ([{"prompt": "1", "text": None}], r"`text` or `answer`"),
-        ([GOOD, {"prompt": "2", "text": ""}, GOOD], r'b\.jsonl:3 answers "1" again, after line 1; keep one'),
+        ([GOOD, {"prompt": "2", "text": ""}, GOOD], r'b\.jsonl:3 answers "1" again, after .*b\.jsonl:1; keep one'),
         ([GOOD], r'b\.jsonl lacks 1 of the 2 prompts of .*a\.jsonl, first "2"; let both methods'),
         ([GOOD, {"prompt": "2", "text": ""}, {"prompt": "3", "text": ""}], r'a\.jsonl lacks 1 of the 3 prompts.*"3"'),
     ],
@@ -71,3 +71,13 @@ def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(b'{"prompt": "\xff"}')
     with pytest.raises(DataError, match="is not UTF-8"):
         match_answers(a, tmp_path / "b.jsonl")
+
+
+def test_a_cell_of_a_comparison_holds_answers_too(tmp_path: Path) -> None:
+    examples = [{"id": 0, "prompt": "1", "context": "<user>1", "answer": "one", "score": 1.0}]
+    (tmp_path / "seed-0.json").write_text(json.dumps({"format": "fusionroute.cell", "examples": examples}))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "1", "text": "eins"}))
+    assert match_answers(tmp_path / "seed-0.json", tmp_path / "b.jsonl") == [Item("1", "one", "eins")]
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(DataError, match=r"other.json is no cell of a comparison"):
+        match_answers(tmp_path / "other.json", tmp_path / "b.jsonl")

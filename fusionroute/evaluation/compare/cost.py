@@ -1,0 +1,74 @@
+"""What answers cost: tokens read per model, time per token, memory. Quality without its price is half a result."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fusionroute.engine.method import Method
+from fusionroute.engine.runner import AnyRunner, Runner
+
+
+def runners_of(method: Method) -> list[Runner]:
+    return [runner for runner in method.runners if isinstance(runner, Runner)]
+
+
+def tokens_read(method: Method) -> dict[str, int]:
+    """By model, padding and what is read again after a rollback included as read."""
+    counts: Counter[str] = Counter()
+    for runner in runners_of(method):
+        counts[runner.name] += runner.tokens_read
+    return dict(counts)
+
+
+def peak_memory(method: Method) -> dict[str, int]:
+    """Bytes that the method keeps: weights (shared ones once) and key-value caches, which only grow while it writes.
+
+    On CUDA also ``allocated``, the allocator's peak, activations included, since `reset_peak`.
+    """
+    kept = {"weights": _weights(method.runners), "cache": sum(runner.cache.nbytes for runner in runners_of(method))}
+    if torch.cuda.is_available():
+        kept["allocated"] = sum(torch.cuda.max_memory_allocated(at) for at in range(torch.cuda.device_count()))
+    return kept
+
+
+def reset_peak() -> None:
+    for at in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        torch.cuda.reset_peak_memory_stats(at)
+
+
+def total_cost(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What a method's cells cost together; None if it wrote nothing (tasks of likelihoods alone)."""
+    costs = [cell["cost"] for cell in cells if cell["cost"]["tokens_written"]]
+    written = sum(cost["tokens_written"] for cost in costs)
+    if not written:
+        return None
+    read = Counter[str]()
+    for cost in costs:
+        read.update(cost["tokens_read"])
+    return {
+        "seconds_per_token": sum(cost["seconds"] for cost in costs) / written,
+        "tokens_written": written,
+        "tokens_read_per_token": {name: count / written for name, count in read.items()},
+        "peak_memory": _largest(cost["peak_memory"] for cost in costs),
+        "batch": max(cost["batch"] for cost in costs),
+    }
+
+
+def _weights(runners: Iterable[AnyRunner]) -> int:
+    sizes = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for runner in runners
+        if isinstance(runner, Runner)
+        for tensor in (*runner.model.parameters(), *runner.model.buffers())
+    }
+    return sum(sizes.values())
+
+
+def _largest(memories: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for memory in memories:
+        for name, size in memory.items():
+            found[name] = max(found.get(name, 0), size)
+    return found

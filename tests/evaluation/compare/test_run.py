@@ -1,0 +1,251 @@
+"""A comparison end to end on the zoo's experts: measured once, kept, resumed, and honest about what failed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from fusionroute.errors import OutputExistsError, SettingsError
+from fusionroute.evaluation.answer_log import AnswerLog
+from fusionroute.evaluation.compare import run
+from fusionroute.evaluation.compare.run import REPORT, RESULTS, compare
+from fusionroute.evaluation.compare.settings import CompareSettings
+from fusionroute.models.loading import load_model, load_tokenizer
+from fusionroute.models.router import Router
+from fusionroute.models.team import TeamModels
+from fusionroute.terminal import RichProgress
+from fusionroute.zoo.build import weights_folder
+
+EXPERTS = {name: str(weights_folder(name)) for name in ("math", "chat")}
+CHOICES = [
+    {"question": "Say apple.", "choices": ["apple", "brick"], "answer": 0},
+    {"question": "Say brick.", "choices": ["apple", "brick"], "answer": 1},
+]
+WORDS = [{"question": f"Say {word} twice in capitals with dashes.", "answer": f"{word}-{word}".upper()}
+         for word in ("apple", "brick", "camel")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, rows, options in (
+        ("words", WORDS, {
+            "output_type": "generate_until",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": [], "max_gen_toks": 20},
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        }),
+        ("choices", CHOICES, {
+            "output_type": "multiple_choice",
+            "doc_to_target": "answer",
+            "doc_to_choice": "choices",
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        }),
+    ):  # fmt: skip
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = {
+            "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}},
+            "test_split": "test", "doc_to_text": "{{question}}", **options,
+        }  # fmt: skip
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("team")
+    experts = {name: load_model(place, device="cpu") for name, place in EXPERTS.items()}
+    torch.manual_seed(0)
+    router = Router(load_model(EXPERTS["chat"], device="cpu"), 2)
+    for seed in (0, 1):
+        torch.nn.init.normal_(router.route_head.weight)
+        made = TeamModels(router, experts, load_tokenizer(EXPERTS["chat"]), "chat_template")
+        made.save_pretrained(folder / f"team-{seed}")
+    return str(folder / "team-{seed}")
+
+
+@pytest.fixture
+def settings(tasks: Path, team: str) -> Callable[..., CompareSettings]:
+    def made(**changes: Any) -> CompareSettings:
+        values: dict[str, Any] = {
+            "experts": EXPERTS,
+            "prompt": "chat_template",
+            "seeds": [0, 1],
+            "methods": {
+                "math": {"method": "single", "expert": "math"},
+                "chat": {"method": "single", "expert": "chat"},
+                "averaging": "averaging",
+                "team": {"method": "fusion_route", "team": team},
+            },
+            "include": [str(tasks)],
+            "tasks": ["words"],
+            "device": "cpu",
+        }
+        return CompareSettings.parse(values | changes)
+
+    return made
+
+
+def measured(settings: CompareSettings, output: Path, **options: Any) -> dict[str, Any]:
+    with RichProgress(Console(quiet=True)) as progress:
+        return compare(settings, output, progress=progress, **options)
+
+
+def stamps(output: Path) -> dict[str, int]:
+    return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in output.glob("cells/**/*.json")}
+
+
+def test_every_answer_is_kept_with_who_wrote_it(settings: Callable[..., CompareSettings], tmp_path: Path) -> None:
+    record = measured(settings(tasks=["words", "choices"]), tmp_path)
+    assert record["failed"] == []
+    assert json.loads((tmp_path / RESULTS).read_text()) == record
+    assert (tmp_path / REPORT).stat().st_size > 10_000
+    cell = json.loads((tmp_path / "cells/team/words/seed-1.json").read_text())
+    assert [each["prompt"] for each in cell["examples"]] == [row["question"] for row in WORDS]
+    assert all(each["context"] != each["prompt"] for each in cell["examples"])  # in the models' format
+    for each in cell["examples"]:
+        assert each["score"] == float(each["answer"] == each["target"])
+        assert "".join(each["tokens"]["text"]) == each["answer"]
+        assert set(each["tokens"]["expert"]) <= {"math", "chat"}
+    assert cell["value"] == sum(each["score"] for each in cell["examples"]) / 3
+    assert cell["cost"]["tokens_read"]["router"] >= cell["cost"]["tokens_written"] > 0
+    assert cell["cost"]["peak_memory"]["weights"] > 1e6
+    assert {"commit", "versions", "machine", "identity", "date"} <= cell.keys()
+    choice = json.loads((tmp_path / "cells/averaging/choices/any-seed.json").read_text())
+    assert next(each["answer"].strip() for each in choice["examples"]) in CHOICES[0]["choices"]
+    assert choice["examples"][0]["tokens"] is None
+    assert record["accuracy"]["chat"]["words"]["value"] > record["accuracy"]["math"]["words"]["value"]
+    assert record["accuracy"]["oracle per prompt"]["words"]["value"] >= record["accuracy"]["chat"]["words"]["value"]
+
+
+def test_finished_cells_are_kept_and_only_missing_ones_measured(
+    settings: Callable[..., CompareSettings], tmp_path: Path
+) -> None:
+    first = measured(settings(), tmp_path)
+    before = stamps(tmp_path)
+    assert len(before) == 3 + 2
+    (tmp_path / "cells/team/words/seed-0.json").unlink()
+    again = measured(
+        settings(title="Another title", methods={"math": {"method": "single", "expert": "math"}}), tmp_path
+    )
+    assert again["methods"] == ["math"]
+    assert stamps(tmp_path).keys() == before.keys() - {"cells/team/words/seed-0.json"}
+    whole = measured(settings(), tmp_path)
+    after = stamps(tmp_path)
+    assert {path for path in before if before[path] != after[path]} == {"cells/team/words/seed-0.json"}
+    assert whole["accuracy"] == first["accuracy"]
+
+
+def test_other_conditions_are_refused_until_asked_for(settings: Callable[..., CompareSettings], tmp_path: Path) -> None:
+    measured(settings(), tmp_path)
+    before = stamps(tmp_path)
+    longer = settings(generation={"max_new_tokens": 5})
+    with pytest.raises(OutputExistsError, match=r"generation.max_new_tokens was None, is now 5"):
+        measured(longer, tmp_path)
+    assert stamps(tmp_path) == before
+    measured(longer, tmp_path, overwrite=True)
+    assert all(before[path] != after for path, after in stamps(tmp_path).items())
+
+
+def test_an_interruption_loses_no_finished_cell(
+    settings: Callable[..., CompareSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = run.measure, 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(run, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measured(settings(), tmp_path)
+    before = stamps(tmp_path)
+    assert len(before) == 2
+    monkeypatch.setattr(run, "measure", real)
+    assert measured(settings(), tmp_path)["failed"] == []
+    assert {path: stamps(tmp_path)[path] for path in before} == before
+
+
+def test_an_interrupted_cell_goes_on_with_the_answers_it_has(
+    settings: Callable[..., CompareSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = settings(methods={"chat": {"method": "single", "expert": "chat"}}, max_batch=1)
+    whole = measured(alone, tmp_path / "whole")
+    real = AnswerLog.add
+
+    def add(log: AnswerLog, key: str, answer: Any) -> None:
+        real(log, key, answer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnswerLog, "add", add)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            measured(alone, tmp_path / "again")
+    monkeypatch.setattr(AnswerLog, "add", real)
+    again = measured(alone, tmp_path / "again")
+    cells = [
+        json.loads((tmp_path / name / "cells/chat/words/any-seed.json").read_text()) for name in ("whole", "again")
+    ]
+    assert [cell["cost"]["answers_kept"] for cell in cells] == [0, 2]
+    assert cells[0]["examples"] == cells[1]["examples"]
+    assert cells[1]["cost"]["tokens_written"] < cells[0]["cost"]["tokens_written"]
+    assert whole["accuracy"] == again["accuracy"]
+    assert not list((tmp_path / "again").rglob("*.part.jsonl"))
+
+
+def test_a_method_that_cannot_do_a_task_is_named_and_the_others_go_on(
+    settings: Callable[..., CompareSettings], tmp_path: Path
+) -> None:
+    methods = {"both": {"method": "sequence_selection"}, "math": {"method": "single", "expert": "math"}}
+    record = measured(settings(methods=methods, tasks=["choices", "words"]), tmp_path)
+    (failed,) = record["failed"]
+    assert (failed["method"], failed["task"], failed["seed"]) == ("both", "choices", None)
+    assert "generate_until" in failed["error"]
+    assert set(record["accuracy"]["both"]) == {"words"}
+    assert record["accuracy"]["math"]["average"]
+
+
+def test_what_cannot_be_is_said_before_anything_is_measured(
+    settings: Callable[..., CompareSettings], tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="wrds"):
+        measured(settings(tasks=["wrds"]), tmp_path)
+    with pytest.raises(Exception, match="no/such/model"):
+        measured(settings(experts={**EXPERTS, "code": "no/such/model"}), tmp_path)
+    assert stamps(tmp_path) == {}
+
+
+def test_a_team_of_other_experts_or_another_prompt_is_no_fair_comparison(
+    settings: Callable[..., CompareSettings], team: str, tmp_path: Path
+) -> None:
+    only = {"methods": {"team": {"method": "fusion_route", "team": team}}, "seeds": [0]}
+    others = settings(experts={"math": EXPERTS["math"], "code": EXPERTS["chat"]}, **only)
+    (failed,) = measured(others, tmp_path / "a")["failed"]
+    assert "fair comparison" in failed["error"]
+    (failed,) = measured(settings(prompt=None, **only), tmp_path / "b")["failed"]
+    assert "trained with prompt 'chat_template'" in failed["error"]
+
+
+def test_a_retrained_model_is_not_taken_for_the_old_one(
+    settings: Callable[..., CompareSettings], tmp_path: Path
+) -> None:
+    model = load_model(EXPERTS["math"], device="cpu")
+    place = tmp_path / "tuned"
+    load_tokenizer(EXPERTS["math"]).save_pretrained(place)
+    model.save_pretrained(place)
+    methods = {"tuned": {"method": "single", "model": str(place)}}
+    measured(settings(methods=methods), tmp_path / "out")
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 0.1
+    model.save_pretrained(place)
+    with pytest.raises(OutputExistsError, match=r"models.model.content was"):
+        measured(settings(methods=methods), tmp_path / "out")
