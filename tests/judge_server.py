@@ -48,10 +48,13 @@ class JudgeServer:
     def reply(self, asked: Asked) -> tuple[int, Any, dict[str, str]]:
         if self.faults.get(asked.prompt):
             return self.faults[asked.prompt].pop(0)()
-        first, second = (re.findall(r"worth (\S+)", answer)[0] for answer in (asked.first, asked.second))
-        text = self.say.get(asked.prompt, f"{first} {second}\nThe one is better than the other.")
+        text = self.say[asked.prompt] if asked.prompt in self.say else self.rule(asked)
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
         return 200, {"model": "rule-2026", "choices": [{"message": {"content": text}}], "usage": usage}, {}
+
+    def rule(self, asked: Asked) -> str:
+        first, second = (re.findall(r"worth (\S+)", answer)[0] for answer in (asked.first, asked.second))
+        return f"{first} {second}\nThe one is better than the other."
 
     def prompts(self) -> list[str]:
         return [asked.prompt for asked in self.asked]

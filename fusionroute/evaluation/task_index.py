@@ -19,6 +19,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from fusionroute.errors import SettingsError
 
 OWN = Path(lm_eval.tasks.__file__).parent
+OURS = Path(__file__).with_name("lm_eval_tasks")  # what lm-eval lacks
 LINE = re.compile(rb"""^["']?(task|group)["']?[ \t]*:[ \t]*["']?([^"'\s#]+)["']?[ \t]*(?:#.*)?\r?$""", re.MULTILINE)
 TASKS = (Kind.TASK, Kind.PY_TASK)
 
@@ -40,6 +41,7 @@ class TaskNames:
         for folder in self.include:
             if not folder.is_dir():
                 raise SettingsError(f"no folder of tasks at {folder}; `include` takes folders with lm-eval YAML files")
+        self.include.append(OURS)
         self.local: Registry = TaskIndex.build(self.include)
 
     def find(self, name: str) -> tuple[Entry, Registry]:

@@ -1,4 +1,4 @@
-"""The paper's five benchmarks on stand-ins in the real schemas, as configs/paper/evaluate/fusionroute.yaml names them.
+"""The paper's five benchmarks on stand-ins in the real schemas, as configs/paper/evaluate/llama3.yaml names them.
 
 A scripted model answers some questions right and some wrong; the figures were counted by hand.
 """
@@ -55,7 +55,7 @@ def ask(library: TaskLibrary, task: TaskSettings, script: dict[str, str]) -> tup
 
 
 def in_the_paper(name: str) -> dict[str, Any]:
-    return next(task for task in read_yaml(PAPER / "fusionroute.yaml")["tasks"] if task["task"] == name)
+    return next(task for task in read_yaml(PAPER / "llama3.yaml")["tasks"] if task["task"] == name)
 
 
 # Benchmark, stand-in by split, what is answered to what, scores by hand.

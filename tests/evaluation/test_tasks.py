@@ -327,3 +327,14 @@ def test_columns_are_read_off_the_templates() -> None:
     }
     assert columns(config) == ["choices", "question", "label"]
     assert columns({"dataset_path": "google/IFEval", "doc_to_text": "prompt"})[0] == "key"
+
+
+def test_open_prompts_come_with_the_package(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
+    (task,) = TaskLibrary().load(TaskSettings(task="open_prompts", data=str(tmp_path / "prompts.jsonl")))
+    (question,) = task.eval_docs
+    assert task.doc_to_text(question) == "Why?"
+    assert [task.process_results(question, [answer]) for answer in ("Because.", " \n")] == [
+        {"answered": 1.0},
+        {"answered": 0.0},
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lm_eval.api.task import Task
+from rich.console import Console
 
 from fusionroute.environment import git_commit, machine, versions
 from fusionroute.errors import FusionRouteError
@@ -32,7 +33,7 @@ def compare(
     settings: CompareSettings,
     output: str | Path,
     *,
-    progress: RichProgress,
+    progress: RichProgress | None = None,
     overwrite: bool = False,
     report_examples: int = 20,
     command: str = "",
@@ -59,7 +60,7 @@ def compare(
     library = TaskLibrary(settings.include)
     items = {task.task: _items(library.load(task, allow_code=settings.allow_code), task) for task in settings.tasks}
     missing = _missing(settings, shared, output, overwrite=overwrite)
-    failed = _measure(missing, items, library, settings, shared, output, progress)
+    failed = _measure(missing, items, library, settings, shared, output, progress or RichProgress(Console(quiet=True)))
     measured = [kept_cells.read(path) for cell in cells(settings) if (path := cell.path(output)).is_file()]
     record = _record(settings, results(settings, measured), failed, command)
     write_json(output / RESULTS, record)

@@ -15,11 +15,15 @@ from fusionroute.evaluation.answer_log import AnswerLog
 from fusionroute.evaluation.compare import run
 from fusionroute.evaluation.compare.run import REPORT, RESULTS, compare
 from fusionroute.evaluation.compare.settings import CompareSettings
+from fusionroute.evaluation.judge.win_rate import JudgeSettings, win_rate
 from fusionroute.models.loading import load_model, load_tokenizer
 from fusionroute.models.router import Router
 from fusionroute.models.team import TeamModels
 from fusionroute.terminal import RichProgress
 from fusionroute.zoo.build import weights_folder
+from judge_server import JudgeServer, served
+
+__all__ = ["served"]
 
 EXPERTS = {name: str(weights_folder(name)) for name in ("math", "chat")}
 CHOICES = [
@@ -249,3 +253,23 @@ def test_a_retrained_model_is_not_taken_for_the_old_one(
     model.save_pretrained(place)
     with pytest.raises(OutputExistsError, match=r"models.model.content was"):
         measured(settings(methods=methods), tmp_path / "out")
+
+
+def test_open_prompts_are_answered_for_a_judge(
+    settings: Callable[..., CompareSettings], tmp_path: Path, served: JudgeServer
+) -> None:
+    """From prompts without right answers to a win rate: two cells of a comparison, a judge behind a real server."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": row["question"]}) + "\n" for row in WORDS))
+    alone = {name: {"method": "single", "expert": name} for name in EXPERTS}
+    asked = [{"task": "open_prompts", "data": str(prompts)}]
+    generation = {"max_new_tokens": 20}
+    record = measured(settings(methods=alone, tasks=asked, generation=generation), tmp_path / "out")
+    assert record["failed"] == []
+    served.say = {row["question"]: verdict for row, verdict in zip(WORDS, ("9 2", "3.25 8", "well"), strict=True)}
+    cells = [tmp_path / f"out/cells/{name}/open_prompts/any-seed.json" for name in ("chat", "math")]
+    judging = JudgeSettings.parse({"judge_model": "rule", "order": "first"})
+    tally = win_rate(*cells, judging, tmp_path / "judged", judge_url=served.url, pause=0.001)
+    assert (tally.wins, tally.losses, tally.unparsable, tally.n) == (1, 1, 1, 2)
+    answers = {each["prompt"]: each["answer"] for each in json.loads(cells[0].read_text())["examples"]}
+    assert {each.prompt: each.first for each in served.asked} == answers
