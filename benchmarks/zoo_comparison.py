@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from fusionroute.terminal import RichProgress
 from fusionroute.training.run import train
 from fusionroute.training.run_folder import PAIRS_FILE, is_finished
 from fusionroute.training.settings import TrainSettings
+from fusionroute.zoo.contest import task_kinds
 from fusionroute.zoo.team import team_settings, train_team
 
 CONFIG = Path("benchmarks/zoo_comparison.yaml")
@@ -99,7 +101,9 @@ def measure(*, overwrite: bool) -> None:
     transformers.logging.disable_progress_bar()
     settings = CompareSettings.from_yaml(CONFIG)
     with RichProgress(Console(highlight=False)) as progress:
-        record = compare(settings, RUNS / "results", progress=progress, command=f"fusionroute evaluate {CONFIG}")
+        output = RUNS / "results"
+        command = f"fusionroute evaluate {CONFIG} --output {output}"
+        record = compare(settings, output, progress=progress, overwrite=overwrite, command=command)
     if record["failed"]:
         raise FusionRouteError(f"{len(record['failed'])} cells failed; the first: {record['failed'][0]}")
     write_json(RESULTS, record)
@@ -107,13 +111,16 @@ def measure(*, overwrite: bool) -> None:
 
 
 def render(record: Mapping[str, Any]) -> str:
-    """Three Markdown tables (quality, differences, cost) and how they were measured."""
+    """Markdown tables (quality by kind of task and by task, differences, cost) and how they were measured."""
     accuracy, tasks, reference = record["accuracy"], record["tasks"], record["reference"]
     order = sorted(record["methods"], key=lambda method: -accuracy[method][AVERAGE]["value"])
     base = record["cost"][reference]["seconds_per_token"]
     columns = [task.removeprefix("zoo_").replace("_", " ") for task in tasks]
     return "\n".join(
         [
+            *_head(["right answers, %", "one expert's tasks", "mixed", "unknown", "average (95 % interval)"]),
+            *(_kinds_row(name, accuracy[name]) for name in [*order, *record["bounds"]]),
+            "",
             *_head(["right answers, %", *columns, "average (95 % interval)"]),
             *(_quality_row(name, accuracy[name], tasks) for name in [*order, *record["bounds"]]),
             "",
@@ -136,6 +143,12 @@ def _made(record: Mapping[str, Any], questions: int) -> str:
         f"the run. The best expert is picked on the same questions. fusionroute {used['fusionroute']} "
         f"({record['commit']}), torch {used['torch']}, transformers {used['transformers']}, lm-eval {used['lm_eval']}."
     )
+
+
+def _kinds_row(name: str, found: Mapping[str, Any]) -> str:
+    kinds = {kind: tasks for kind, tasks in task_kinds().items() if kind != "all"}
+    means = [fmean(found[f"zoo_{task}"]["value"] for task in tasks) for tasks in kinds.values()]
+    return _row([name, *map(_percent, means), _interval(found[AVERAGE])])
 
 
 def _quality_row(name: str, found: Mapping[str, Any], tasks: Sequence[str]) -> str:

@@ -54,7 +54,7 @@ def evaluate(
             progress=progress,
             overwrite=overwrite,
             report_examples=examples,
-            command=_command(compare, override or [], allow_code=allow_code),
+            command=_command(compare, output, override or [], allow_code=allow_code),
         )
     console.print(_table(record))
     console.print(f"{output / RESULTS} has the figures, {output / REPORT} is the page to read", soft_wrap=True)
@@ -81,11 +81,11 @@ def _settings(path: Path, overrides: list[str], *, allow_code: bool) -> "Compare
     return CompareSettings.parse(values, source=str(path))
 
 
-def _command(path: Path, overrides: list[str], *, allow_code: bool) -> str:
-    """How the comparison is made again; where it was written to is nobody's business."""
+def _command(path: Path, output: Path, overrides: list[str], *, allow_code: bool) -> str:
+    """How the comparison is made again; the folders above its files are nobody's business."""
     sets = [part for override in overrides for part in ("--set", override)]
     allowed = ["--allow-code"] if allow_code else []
-    return shlex.join(["fusionroute", "evaluate", path.name, *sets, *allowed])
+    return shlex.join(["fusionroute", "evaluate", path.name, "--output", output.name, *sets, *allowed])
 
 
 def _table(record: dict[str, Any]) -> "Table":

@@ -9,7 +9,7 @@ from torch import Tensor
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.runner import AnyRunner, Runner
 from fusionroute.engine.sequence import Sequence
-from fusionroute.errors import SettingsError, VocabularyError
+from fusionroute.errors import SettingsError
 from fusionroute.models.team import context_length
 from fusionroute.models.vocabulary import check_models, eos_ids
 
@@ -100,7 +100,4 @@ def check_vocabulary(models: Mapping[str, Any]) -> None:
     if not models:
         raise SettingsError("a method of experts needs at least one; got none")
     (first, model), *others = models.items()
-    try:
-        check_models(model, dict(others), 0)
-    except VocabularyError as error:
-        raise VocabularyError(f"with expert {first!r} in the router's place: {error}") from None
+    check_models(model, dict(others), name=first)

@@ -20,6 +20,7 @@ def shadow_of(sequence: Sequence) -> Sequence:
         context_length=sequence.max_length,
         tokenizer=sequence.tokenizer if sequence.settings.stop else None,
     )
+    shadow.prompt = sequence.prompt
     _catch_up(shadow, sequence)
     return shadow
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from fusionroute.engine.method import MakeRunner, check_vocabulary
 from fusionroute.engine.runner import AnyRunner, Runner, split_by_width
 from fusionroute.engine.sequence import Sequence
+from fusionroute.models.prompt import Prompt
 from fusionroute.models.reward import RewardModel
 from fusionroute.models.team import context_length
 
@@ -26,10 +27,12 @@ class Scorer(Protocol):
     Attributes:
         runners: the models whose caches it uses; whoever owns the candidates cuts them back and frees them there.
         context_length: positions that the smallest of its models can hold.
+        reward_model: a model that reads whole texts instead, without a cache, if that is how it judges.
     """
 
     runners: ListLike[AnyRunner]
     context_length: int
+    reward_model: RewardModel | None
 
     def score(self, candidates: ListLike[Sequence], starts: ListLike[int]) -> list[float]:
         """One score per candidate, higher is better.
@@ -53,6 +56,7 @@ class MeanLogLikelihood:
     def __init__(self, runners: ListLike[AnyRunner], *, context_length: int = UNLIMITED):
         self.runners: ListLike[AnyRunner] = tuple(runners)
         self.context_length = context_length
+        self.reward_model: RewardModel | None = None
 
     @classmethod
     def by_model(cls, model: Any, name: str, *, experts: Mapping[str, Any], make_runner: MakeRunner = Runner) -> Self:
@@ -75,7 +79,10 @@ class MeanLogLikelihood:
 
 
 class RewardScorer:
-    """A reward model reads prompt and answer as text, without special tokens; its tokenizer may be another one.
+    """A reward model reads prompt and answer as text; its tokenizer may be another one.
+
+    It reads the prompt as it was before it was rendered for the experts (`Sequence.prompt`), in its own format; where
+    that is not known, as the experts read it, without special tokens.
 
     What does not fit its context is `UNSCORED`. Raises `ModelOutputError` where the model's score is no number.
 
@@ -84,15 +91,22 @@ class RewardScorer:
     """
 
     def __init__(self, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase):
-        self.reward_model = reward_model
+        self.reward_model: RewardModel | None = reward_model
         self.tokenizer = tokenizer
         self.runners: ListLike[AnyRunner] = ()
         self.context_length = UNLIMITED
 
     def score(self, candidates: ListLike[Sequence], starts: ListLike[int]) -> list[float]:
-        prompts = [self._text(candidate.token_ids[: candidate.prompt_length]) for candidate in candidates]
+        assert self.reward_model is not None
+        prompts = [self._prompt(candidate) for candidate in candidates]
         scores = self.reward_model(prompts, [self._answer(candidate) for candidate in candidates])
         return [UNSCORED if score is None else score for score in scores]
+
+    def _prompt(self, candidate: Sequence) -> Prompt:
+        """The prompt before it was rendered for the experts, where that is known."""
+        if candidate.prompt is not None:
+            return candidate.prompt
+        return self._text(candidate.token_ids[: candidate.prompt_length])
 
     def _answer(self, candidate: Sequence) -> str:
         # with a stop string the sequence keeps its text, which ends where the answer does

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.text import GrowingText
+from fusionroute.models.prompt import Prompt
 
 DECIDED_BY = ("both", "expert", "router", "neither")  # the codes of ops.agreement.decided_by
 
@@ -77,6 +78,7 @@ class Sequence:
         self.max_length = min(self.prompt_length + settings.max_new_tokens, context_length)
         self.eos_ids = frozenset() if settings.ignore_eos else eos_ids
         self.tokenizer = tokenizer
+        self.prompt: Prompt | None = None  # before it was rendered, if whoever judges the answer is to know it
         # drawn once, so that an unseeded answer too draws the same numbers again after a rollback
         self.seed = random.getrandbits(63) if settings.seed is None else settings.seed
         self.trace: list[TraceRecord] = []

@@ -9,14 +9,19 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from fusionroute.engine.sequence import Completion, TraceRecord
+from fusionroute.errors import OutputExistsError
+from fusionroute.output import write_text
 
 
 class AnswerLog:
     """JSON lines: first what the answers depend on, then one answer a line. Use it in a ``with`` block.
 
     Args:
-        path: an existing log is read; one of other conditions, or a last line that was half-written, is dropped.
+        path: an existing log of these conditions goes on; a last line that was half-written is dropped.
         conditions: all that the answers depend on, as JSON.
+
+    Raises:
+        OutputExistsError: the log is one of other conditions.
     """
 
     def __init__(self, path: Path, conditions: Any):
@@ -25,13 +30,18 @@ class AnswerLog:
         self.known: dict[str, Completion] = {}
         self._file: TextIO | None = None
 
+    @staticmethod
+    def conditions_of(path: Path) -> Any:
+        """What the answers of a log depend on; None if there is no log, or one that ends before it says so."""
+        return _parsed(next(iter(_lines(path)), ""))
+
     def __enter__(self) -> Self:
-        self.known = dict(self._read())
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.conditions_of(self.path) not in (None, self.conditions):
+            raise OutputExistsError(f"{self.path} has answers that were given under other conditions; remove it")
+        self.known = dict(_answers(self.path))
         lines = [_line(self.conditions), *(_line([key, asdict(answer)]) for key, answer in self.known.items())]
-        self._file = self.path.open("w", encoding="utf-8")
-        self._file.writelines(lines)
-        self._file.flush()
+        write_text(self.path, "".join(lines))
+        self._file = self.path.open("a", encoding="utf-8")
         return self
 
     def __exit__(
@@ -51,18 +61,18 @@ class AnswerLog:
         """The answers are elsewhere now."""
         self.path.unlink(missing_ok=True)
 
-    def _read(self) -> Iterator[tuple[str, Completion]]:
-        if not self.path.is_file():
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _answers(path: Path) -> Iterator[tuple[str, Completion]]:
+    for line in _lines(path)[1:]:
+        found = _parsed(line)
+        if found is None:
             return
-        lines = iter(self.path.read_text(encoding="utf-8", errors="replace").splitlines())
-        if _parsed(next(lines, "")) != self.conditions:
-            return
-        for line in lines:
-            found = _parsed(line)
-            if found is None:
-                return
-            key, answer = found
-            yield key, _completion(answer)
+        key, answer = found
+        yield key, _completion(answer)
 
 
 def _line(value: Any) -> str:

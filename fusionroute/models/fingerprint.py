@@ -12,6 +12,15 @@ from fusionroute.models.adapters import CONFIG_FILE
 from fusionroute.models.loading import ModelReference, adapter_at, full_model, require_location
 
 SAMPLES, SAMPLE_BYTES = 64, 2**16
+# What decides how text becomes tokens and where an answer ends
+TEXT_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template*",
+    "generation_config.json",
+)
 
 
 def model_fingerprint(reference: ModelReference, dtype: str | None) -> dict[str, str | None]:
@@ -26,6 +35,18 @@ def model_fingerprint(reference: ModelReference, dtype: str | None) -> dict[str,
         "dtype": reference.dtype or dtype or "auto",
         "content": _content(reference),
     }
+
+
+def text_fingerprint(reference: ModelReference) -> str | None:
+    """Tokenizer, chat template and generation config of a local model; None for one of the hub: its commit says it."""
+    folder = Path(reference.model).expanduser()
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in TEXT_FILES for path in folder.glob(pattern) if path.is_file()}):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _content(reference: ModelReference) -> str | None:

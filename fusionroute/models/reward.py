@@ -25,6 +25,7 @@ class RewardModel:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.longest = min(context_length(model), tokenizer.model_max_length)
+        self.tokens_read = 0
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
         encoded = [self._encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -48,6 +49,7 @@ class RewardModel:
 
     @torch.inference_mode()
     def _score(self, encoded: list[dict[str, list[int]]]) -> list[float]:
+        self.tokens_read += sum(len(each["input_ids"]) for each in encoded)
         inputs = self.tokenizer.pad(encoded, padding=True, padding_side="right", return_tensors="pt")
         logits = self.model(**inputs.to(self.model.device)).logits[:, 0].float()
         if not logits.isfinite().all():
@@ -65,6 +67,20 @@ def load_reward_model(location: str, *, device: str | None = None) -> tuple[PreT
         CheckpointError: missing, half-written or corrupt, or not trained to judge (its output layer is missing).
         SettingsError: it has another number of outputs, or no token to pad with.
     """
+    tokenizer = check_reward_model(location)
+    location = require_location(location)
+    device = device or default_device()
+    model = _classifier(location)
+    if model.dtype == torch.float16 and torch.device(device).type == "cpu":
+        model = model.float()  # as for every other model: half precision is slower and coarser there
+    model = model.to(device).eval()
+    # The score is read at the last token that is no padding, by this id and not by the attention mask
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def check_reward_model(location: str) -> PreTrainedTokenizerBase:
+    """Whatever can be told without loading weights; raises as `load_reward_model` does. Returns the tokenizer."""
     location = require_location(location)
     outputs = load_config(ModelReference(model=location)).num_labels
     if outputs != 1:
@@ -74,14 +90,7 @@ def load_reward_model(location: str, *, device: str | None = None) -> tuple[PreT
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise SettingsError(f"reward model {location} has neither a padding nor an end-of-sequence token; set one")
-    device = device or default_device()
-    model = _classifier(location)
-    if model.dtype == torch.float16 and torch.device(device).type == "cpu":
-        model = model.float()  # as for every other model: half precision is slower and coarser there
-    model = model.to(device).eval()
-    # The score is read at the last token that is no padding, by this id and not by the attention mask
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    return tokenizer
 
 
 def _classifier(location: str) -> Any:

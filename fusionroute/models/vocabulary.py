@@ -34,37 +34,42 @@ def check_tokenizers(team: PreTrainedTokenizerBase, others: Mapping[str, PreTrai
                 )
 
 
-def check_models(router: PreTrainedModel, experts: Mapping[str, PreTrainedModel], tokenizer_size: int) -> int:
+def check_models(
+    first: PreTrainedModel, others: Mapping[str, PreTrainedModel], tokenizer_size: int = 0, *, name: str = ROUTER
+) -> int:
     """Insist on equal vocabulary sizes and special ids in the configs; return the vocabulary size.
 
     EOS may differ as long as the sets overlap (base and instruct models list different ends); BOS must be equal.
 
+    Args:
+        first: the model that the others are held against, called ``name``.
+
     Raises:
         VocabularyError: naming the model and the ids that differ.
     """
-    size = router.config.get_text_config().vocab_size
+    size = first.config.get_text_config().vocab_size
     if tokenizer_size > size:
         raise VocabularyError(
-            f"the tokenizer has {tokenizer_size} tokens but the router only {size}; use the router's own"
+            f"the tokenizer has {tokenizer_size} tokens but {_model(name)} only {size}; use {_model(name)}'s own"
         )
-    for name, expert in experts.items():
-        found = expert.config.get_text_config().vocab_size
+    for other_name, other in others.items():
+        found = other.config.get_text_config().vocab_size
         if found != size:
             raise VocabularyError(
-                f"{_model(name)} has a vocabulary of {found} token ids but the router has {size} "
+                f"{_model(other_name)} has a vocabulary of {found} token ids but {_model(name)} has {size} "
                 f"(ids {min(found, size)} to {max(found, size) - 1} exist in one alone); use models of one base"
             )
-        _check_special_ids(name, router, expert)
+        _check_special_ids(name, first, other_name, other)
     return size
 
 
-def _check_special_ids(name: str, router: PreTrainedModel, expert: PreTrainedModel) -> None:
+def _check_special_ids(name: str, first: PreTrainedModel, other_name: str, other: PreTrainedModel) -> None:
     for role, must_be_equal in (("bos_token_id", True), ("eos_token_id", False)):
-        mine, theirs = _ids(router, role), _ids(expert, role)
+        mine, theirs = _ids(first, role), _ids(other, role)
         clash = mine != theirs if must_be_equal else not mine & theirs
         if mine and theirs and clash:
             raise VocabularyError(
-                f"{_model(name)} has {role} {sorted(theirs)} but the router has {sorted(mine)}; "
+                f"{_model(other_name)} has {role} {sorted(theirs)} but {_model(name)} has {sorted(mine)}; "
                 "use models fine-tuned from one base"
             )
 

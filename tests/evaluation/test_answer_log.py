@@ -1,8 +1,12 @@
 """Answers survive a crash, and answers of other conditions are nobody's."""
 
+import os
 from pathlib import Path
 
+import pytest
+
 from fusionroute.engine.sequence import Completion, TraceRecord
+from fusionroute.errors import OutputExistsError
 from fusionroute.evaluation.answer_log import AnswerLog
 
 TRACE = [TraceRecord(5, "math", (0.25, 0.75), "both", -0.5, ((5, -0.5), (6, -1.0))), TraceRecord(6, "code")]
@@ -36,9 +40,25 @@ def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:
     assert list(known(path, {"seed": 0})) == ["one", "two"]
 
 
-def test_answers_of_other_conditions_are_not_taken(tmp_path: Path) -> None:
+def test_answers_of_other_conditions_are_neither_taken_nor_lost(tmp_path: Path) -> None:
     written(tmp_path / "log", "one")
-    assert known(tmp_path / "log", {"seed": 1}) == {}
+    with pytest.raises(OutputExistsError, match="other conditions"):
+        known(tmp_path / "log", {"seed": 1})
+    assert AnswerLog.conditions_of(tmp_path / "log") == {"seed": 0}
+    assert list(known(tmp_path / "log", {"seed": 0})) == ["one"]
+
+
+def test_opening_never_leaves_less_than_there_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "log", "one", "two")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        known(tmp_path / "log", {"seed": 0})
+    monkeypatch.undo()
+    assert list(known(tmp_path / "log", {"seed": 0})) == ["one", "two"]
 
 
 def test_an_empty_file_is_an_empty_log(tmp_path: Path) -> None:

@@ -106,6 +106,13 @@ def test_no_difference_has_p_one_and_a_clear_one_a_small_p() -> None:
     assert crossed_difference([np.ones((1, 40))]).p < 0.001
 
 
+def test_a_handful_of_items_proves_nothing() -> None:
+    """Five items that all differ one way: of 32 ways to flip signs two are as extreme, p = 1/16."""
+    assert crossed_difference([np.ones((1, 1))]).p == 1.0
+    assert crossed_difference([np.ones((1, 5))]).p == 1 / 16
+    assert crossed_difference([np.ones((1, 5)), np.zeros((1, 50))]).p == 1 / 16
+
+
 def test_holm_by_hand() -> None:
     """0.01 × 3, then max(0.03, 0.02 × 2), then max(0.04, 0.5 × 1)."""
     assert holm({"b": 0.02, "c": 0.5, "a": 0.01}) == pytest.approx({"b": 0.04, "c": 0.5, "a": 0.03})

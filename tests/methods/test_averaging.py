@@ -99,7 +99,7 @@ def test_what_cannot_be_averaged() -> None:
         Averaging(scripted(), weights=[1, -2])
     with pytest.raises(SettingsError, match=r"space: unknown option 'logits'; .*allowed: probabilities, log_prob"):
         Averaging(scripted(), space="logits")
-    with pytest.raises(VocabularyError, match="with expert 'math' in the router's place: expert 'small' has a vocab"):
+    with pytest.raises(VocabularyError, match=r"expert 'small' has a vocabulary of .* but expert 'math' has"):
         Averaging({"math": tiny.language_model(), "small": bigram(MATH)})
     other_bos = tiny.language_model(bos_token_id=3)
     with pytest.raises(VocabularyError, match=r"expert 'code' has bos_token_id \[3\]"):

@@ -1,12 +1,13 @@
 """A cell of the comparison: one method, one task, one seed; its file, and whether that file still says the truth."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fusionroute.errors import OutputExistsError
+from fusionroute.evaluation.answer_log import AnswerLog
 from fusionroute.evaluation.compare.lineup import Entry, Shared, fingerprints
 from fusionroute.evaluation.compare.settings import CompareSettings, slug
 from fusionroute.evaluation.tasks import TaskSettings
@@ -44,26 +45,38 @@ class Cell:
         return self.path(output).with_suffix(".part.jsonl")
 
 
-def cells(settings: CompareSettings) -> Iterator[Cell]:
-    """Every cell, those of one method and seed together, so that its models are loaded once."""
+def cells(settings: CompareSettings, drawn: Collection[str] = ()) -> Iterator[Cell]:
+    """Every cell, those of one method and seed together, so that its models are loaded once.
+
+    Args:
+        drawn: tasks whose answers are sampled, so that every method has another one for each seed.
+    """
     for name, entry in settings.methods.items():
-        is_seeded = entry.is_seeded or bool(settings.generation.do_sample)
-        for seed in settings.seeds if is_seeded else (None,):
+        for seed in (None, *settings.seeds):
             for task in settings.tasks:
-                yield Cell(name, entry if seed is None else entry.at(seed), task, seed)
+                if (entry.is_seeded or task.task in drawn) == (seed is not None):
+                    yield Cell(name, entry if seed is None else entry.at(seed), task, seed)
 
 
-def identity(cell: Cell, settings: CompareSettings, shared: Shared) -> Record:
-    """All that a cell's answers depend on, as JSON. Raises `CheckpointError` for a model that is not there."""
-    scorer = shared.scorer.model_dump() if "scorer" in type(cell.entry).model_fields else None
+def identity(cell: Cell, settings: CompareSettings, shared: Shared, questions: str) -> Record:
+    """All that a cell's answers and costs depend on, as JSON.
+
+    Args:
+        questions: names what the task asks and how; see `questions.digest`.
+
+    Raises:
+        CheckpointError: a model is not there.
+    """
     return {
         "method": cell.entry.model_dump(mode="json"),
         "models": fingerprints(cell.entry, shared),
-        "scorer": scorer,
-        "task": cell.task.model_dump(mode="json"),
-        "data": _stamps(cell.task),
+        "scorer": cell.entry.scored_by(shared),
+        "task": cell.task.model_dump(mode="json", exclude={"data"}),
+        "questions": questions,
         "prompt": settings.prompt,
         "generation": settings.generation.model_dump(mode="json"),
+        "max_batch": settings.max_batch,
+        "device": settings.device,
         "dtype": settings.dtype,
         "seed": cell.seed,
     }
@@ -73,26 +86,32 @@ def kept(cell: Cell, output: Path, expected: Record) -> bool:
     """Whether the cell was measured before, under the very same conditions.
 
     Raises:
-        OutputExistsError: it was measured under others, naming the first that differs.
+        OutputExistsError: it was measured, or begun, under others; the first that differs is named.
     """
     path = cell.path(output)
     if not path.is_file():
+        _refuse_other(cell.log_path(output), AnswerLog.conditions_of(cell.log_path(output)), expected)
         return False
-    difference = _first_difference(read(path)["identity"], json.loads(json.dumps(expected)))
+    _refuse_other(path, read(path)["identity"], expected)
+    return True
+
+
+def _refuse_other(path: Path, found: Record | None, expected: Record) -> None:
+    difference = None if found is None else _first_difference(found, json.loads(json.dumps(expected)))
     if difference is not None:
         raise OutputExistsError(
             f"{path} was measured otherwise ({difference}); choose another output folder, or ask for cells that were "
             "measured otherwise to be overwritten"
         )
-    return True
 
 
 def drop_outdated(cell: Cell, output: Path, expected: Record) -> None:
-    """Remove the cell's file if it was measured under other conditions, or is none."""
+    """Remove the cell's files if it was measured under other conditions, or they are none."""
     try:
         kept(cell, output, expected)
     except OutputExistsError:
-        cell.path(output).unlink()
+        cell.path(output).unlink(missing_ok=True)
+        cell.log_path(output).unlink(missing_ok=True)
 
 
 def read(path: Path) -> Record:
@@ -108,12 +127,6 @@ def read(path: Path) -> Record:
 
 def write(cell: Cell, output: Path, measured: Record) -> None:
     write_json(cell.path(output), {"format": FORMAT, "version": VERSION, **measured})
-
-
-def _stamps(task: TaskSettings) -> dict[str, int]:
-    """Size of each local data file: another file under the same name is another task."""
-    files = task.data.values() if isinstance(task.data, Mapping) else [task.data] if task.data else []
-    return {Path(file).name: Path(file).stat().st_size for file in files if Path(file).is_file()}
 
 
 def _first_difference(found: Any, wanted: Any, place: str = "") -> str | None:

@@ -7,7 +7,17 @@ from typing import Any
 import torch
 
 from fusionroute.engine.method import Method
-from fusionroute.engine.runner import AnyRunner, Runner
+from fusionroute.engine.runner import Runner
+from fusionroute.engine.scorer import Scorer
+from fusionroute.models.reward import RewardModel
+
+SCORER = "scorer"
+
+
+def reward_model_of(method: Method) -> RewardModel | None:
+    """The model that judges for a method without being one of its runners."""
+    scorer: Scorer | None = getattr(method, "scorer", None)
+    return None if scorer is None else scorer.reward_model
 
 
 def runners_of(method: Method) -> list[Runner]:
@@ -15,10 +25,12 @@ def runners_of(method: Method) -> list[Runner]:
 
 
 def tokens_read(method: Method) -> dict[str, int]:
-    """By model, padding and what is read again after a rollback included as read."""
+    """By model; what is read again after a rollback counts again, padding does not."""
     counts: Counter[str] = Counter()
     for runner in runners_of(method):
         counts[runner.name] += runner.tokens_read
+    if (reward_model := reward_model_of(method)) is not None:
+        counts[SCORER] += reward_model.tokens_read
     return dict(counts)
 
 
@@ -27,7 +39,10 @@ def peak_memory(method: Method) -> dict[str, int]:
 
     On CUDA also ``allocated``, the allocator's peak, activations included, since `reset_peak`.
     """
-    kept = {"weights": _weights(method.runners), "cache": sum(runner.cache.nbytes for runner in runners_of(method))}
+    models = [runner.model for runner in runners_of(method)]
+    if (reward_model := reward_model_of(method)) is not None:
+        models.append(reward_model.model)
+    kept = {"weights": _weights(models), "cache": sum(runner.cache.nbytes for runner in runners_of(method))}
     if torch.cuda.is_available():
         kept["allocated"] = sum(torch.cuda.max_memory_allocated(at) for at in range(torch.cuda.device_count()))
     return kept
@@ -56,12 +71,11 @@ def total_cost(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _weights(runners: Iterable[AnyRunner]) -> int:
+def _weights(models: Iterable[torch.nn.Module]) -> int:
     sizes = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for runner in runners
-        if isinstance(runner, Runner)
-        for tensor in (*runner.model.parameters(), *runner.model.buffers())
+        for model in models
+        for tensor in (*model.parameters(), *model.buffers())
     }
     return sum(sizes.values())
 

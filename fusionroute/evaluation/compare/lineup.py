@@ -5,7 +5,7 @@ A method's name becomes a class through `ENTRIES`; adding one is one entry here 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -20,12 +20,12 @@ from fusionroute.methods.collab import Collab
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.methods.sequence_selection import SequenceSelection
 from fusionroute.methods.single import Single
-from fusionroute.models.fingerprint import model_fingerprint
+from fusionroute.models.fingerprint import model_fingerprint, text_fingerprint
 from fusionroute.models.loading import Loaded, ModelReference, default_device, load_model, load_tokenizer
 from fusionroute.models.merging import merge_models
-from fusionroute.models.prompt import PromptFormat
-from fusionroute.models.reward import RewardModel, load_reward_model
-from fusionroute.models.team import ROUTER_FOLDER, TeamModels, expert_references, team_folder
+from fusionroute.models.prompt import CHAT_TEMPLATE, PromptFormat
+from fusionroute.models.reward import RewardModel, check_reward_model, load_reward_model
+from fusionroute.models.team import ROUTER_FOLDER, TeamModels, expert_references, read_team_file, team_folder
 from fusionroute.models.vocabulary import ROUTER, check_tokenizers
 from fusionroute.ops.merging import MergeSettings
 
@@ -64,11 +64,22 @@ class Shared:
         return {name: self.load(reference, loaded) for name, reference in self.experts.items()}
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The experts' one tokenizer. Raises `VocabularyError` if they differ."""
+        """The experts' one tokenizer.
+
+        Raises:
+            VocabularyError: they differ.
+            SettingsError: their chat templates differ, and prompts are put by them.
+        """
         tokenizers = {name: load_tokenizer(reference) for name, reference in self.experts.items()}
-        first = next(iter(tokenizers.values()))
-        check_tokenizers(first, tokenizers)
-        return first
+        (first, tokenizer), *others = tokenizers.items()
+        check_tokenizers(tokenizer, tokenizers)
+        for name, other in others if self.prompt == CHAT_TEMPLATE else ():
+            if other.chat_template != tokenizer.chat_template:
+                raise SettingsError(
+                    f"experts {first!r} and {name!r} have different chat templates, so one of them would read a format "
+                    "that it does not know; name a format for all, such as prompt: alpaca, or give both one template"
+                )
+        return tokenizer
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ class Entry(Settings):
     """A method as it stands in a compare file."""
 
     method: str
+    is_joint: ClassVar[bool] = False  # whether several models write one answer
 
     @property
     def is_seeded(self) -> bool:
@@ -99,15 +111,22 @@ class Entry(Settings):
         return None
 
     def models(self, shared: Shared) -> dict[str, ModelReference]:
-        """Every model it needs, by name, so that a result knows which ones it was measured on."""
-        return dict(shared.experts)
+        """Every model it needs, by its part, so that a result knows which ones it was measured on."""
+        return {f"expert {name}": reference for name, reference in shared.experts.items()}
 
-    def build(self, shared: Shared, seed: int) -> Contestant:
-        """Load what it needs.
+    def scored_by(self, shared: Shared) -> dict[str, Any] | None:
+        """Whose judgement it follows, if anybody's."""
+        return None
+
+    def check(self, shared: Shared) -> None:
+        """Whatever can be told without loading weights, so that it is told before hours are spent.
 
         Raises:
             CheckpointError, VocabularyError, SettingsError: as the parts do.
         """
+
+    def build(self, shared: Shared, seed: int) -> Contestant:
+        """Load what it needs. Raises as `check` does."""
         raise NotImplementedError
 
 
@@ -136,6 +155,9 @@ class SingleEntry(Entry):
     def models(self, shared: Shared) -> dict[str, ModelReference]:
         return {"model": self._reference(shared)}
 
+    def check(self, shared: Shared) -> None:
+        PromptFormat(load_tokenizer(self._reference(shared)), shared.prompt)
+
     def build(self, shared: Shared, seed: int) -> Contestant:
         reference = self._reference(shared)
         tokenizer = load_tokenizer(reference)
@@ -149,8 +171,13 @@ class SingleEntry(Entry):
 class _OverExperts(Entry):
     """A way of combining the experts as they are."""
 
+    is_joint: ClassVar[bool] = True
+
     def problem(self, experts: Mapping[str, ModelReference], base: ModelReference | None) -> str | None:
         return None if len(experts) > 1 else f"{self.method} combines experts; name at least two"
+
+    def check(self, shared: Shared) -> None:
+        PromptFormat(shared.tokenizer(), shared.prompt)
 
     def build(self, shared: Shared, seed: int) -> Contestant:
         tokenizer = shared.tokenizer()
@@ -186,10 +213,21 @@ class AveragingEntry(_OverExperts):
 class _ByScorer(_OverExperts):
     scorer: ScorerSettings | None = None  # None = the comparison's
 
+    def scored_by(self, shared: Shared) -> dict[str, Any] | None:
+        return (self.scorer or shared.scorer).model_dump()
+
     def models(self, shared: Shared) -> dict[str, ModelReference]:
         scorer = self.scorer or shared.scorer
         named = scorer.model or scorer.reward_model
         return super().models(shared) | ({"scorer": ModelReference(model=named)} if named else {})
+
+    def check(self, shared: Shared) -> None:
+        super().check(shared)
+        scorer = self.scorer or shared.scorer
+        if scorer.reward_model is not None:
+            check_reward_model(scorer.reward_model)
+        if scorer.model is not None:
+            _check_scorer(scorer.model, shared.tokenizer())
 
     def _scorer(
         self, experts: dict[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, shared: Shared
@@ -199,12 +237,9 @@ class _ByScorer(_OverExperts):
             return RewardScorer(RewardModel(*load_reward_model(scorer.reward_model, device=shared.device)), tokenizer)
         if scorer.model is None:
             return None
-        reference = ModelReference(model=scorer.model)
-        try:
-            check_tokenizers(tokenizer, {"scorer": load_tokenizer(reference)})
-        except VocabularyError as error:
-            raise VocabularyError(f"{error}; a reward_model may have any tokenizer, because it reads text") from None
-        return MeanLogLikelihood.by_model(shared.load(reference), "scorer", experts=experts)
+        _check_scorer(scorer.model, tokenizer)
+        model = shared.load(ModelReference(model=scorer.model))
+        return MeanLogLikelihood.by_model(model, "scorer", experts=experts)
 
 
 class SequenceSelectionEntry(_ByScorer):
@@ -256,7 +291,12 @@ class MergeEntry(Entry):
         return None
 
     def models(self, shared: Shared) -> dict[str, ModelReference]:
-        return {"base": self._base(shared), **shared.experts}
+        return {"base": self._base(shared), **super().models(shared)}
+
+    def check(self, shared: Shared) -> None:
+        tokenizer = shared.tokenizer()
+        check_tokenizers(tokenizer, {"base": load_tokenizer(self._base(shared))})
+        PromptFormat(tokenizer, shared.prompt)
 
     def build(self, shared: Shared, seed: int) -> Contestant:
         tokenizer = shared.tokenizer()
@@ -282,26 +322,44 @@ class MergeEntry(Entry):
 class FusionRouteEntry(Entry):
     """A trained team."""
 
+    is_joint: ClassVar[bool] = True
+
     method: Literal["fusion_route"] = "fusion_route"
     team: str
     complement: bool = True
 
     def models(self, shared: Shared) -> dict[str, ModelReference]:
         folder = team_folder(self.team)
-        return {ROUTER: ModelReference(model=str(folder / ROUTER_FOLDER)), **expert_references(folder)}
+        experts = {f"expert {name}": reference for name, reference in expert_references(folder).items()}
+        return {ROUTER: ModelReference(model=str(folder / ROUTER_FOLDER)), **experts}
 
-    def build(self, shared: Shared, seed: int) -> Contestant:
-        team = TeamModels.from_pretrained(self.team, dtype=shared.dtype, device=shared.device)
-        if set(team.experts) != set(shared.experts):
+    def check(self, shared: Shared) -> None:
+        """A fair comparison gives every method the same experts and the same prompts."""
+        team = read_team_file(team_folder(self.team))
+        names = [expert.name for expert in team.experts]
+        if set(names) != set(shared.experts):
             raise SettingsError(
-                f"team {self.team} has the experts {', '.join(team.experts)} but the comparison "
-                f"{', '.join(shared.experts)}; a fair comparison gives every method the same ones"
+                f"team {self.team} has the experts {', '.join(names)} but the comparison {', '.join(shared.experts)}; "
+                "a fair comparison gives every method the same ones"
             )
+        for name, reference in expert_references(team_folder(self.team)).items():
+            content, wanted = (
+                model_fingerprint(each, shared.dtype)["content"] for each in (reference, shared.experts[name])
+            )
+            if content != wanted:
+                raise SettingsError(
+                    f"expert {name!r} of team {self.team} is another model than the comparison's ({reference.model}, "
+                    f"not {shared.experts[name].model}); a fair comparison gives every method the same ones"
+                )
         if team.prompt != shared.prompt:
             raise SettingsError(
                 f"team {self.team} was trained with prompt {team.prompt!r} but the comparison uses {shared.prompt!r}; "
                 "set prompt in the compare file to what the models were trained with"
             )
+
+    def build(self, shared: Shared, seed: int) -> Contestant:
+        self.check(shared)
+        team = TeamModels.from_pretrained(self.team, dtype=shared.dtype, device=shared.device)
         return Contestant(FusionRoute(team, complement=self.complement), team.tokenizer, team.prompt_format)
 
 
@@ -317,10 +375,19 @@ ENTRIES: dict[str, type[Entry]] = {
 }
 
 
+def _check_scorer(location: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A language model scores token ids, so they must mean the same to it."""
+    try:
+        check_tokenizers(tokenizer, {"scorer": load_tokenizer(location)})
+    except VocabularyError as error:
+        raise VocabularyError(f"{error}; a reward_model may have any tokenizer, because it reads text") from None
+
+
 def fingerprints(entry: Entry, shared: Shared) -> dict[str, Any]:
     """Which models an entry stands for, by their content. Raises `CheckpointError` for one that is not there."""
     return {
-        name: model_fingerprint(reference, shared.dtype) | {"model": None}  # a folder may have been renamed
+        # a folder may have been renamed, so its name says nothing
+        name: model_fingerprint(reference, shared.dtype) | {"model": None, "text": text_fingerprint(reference)}
         for name, reference in entry.models(shared).items()
     }
 

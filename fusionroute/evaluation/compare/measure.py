@@ -1,6 +1,7 @@
 """Measuring one cell: lm-eval asks, the method answers, and who wrote what is kept with every answer."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
@@ -83,7 +84,6 @@ def _ask(lm: MethodLM, tasks: Sequence[Task], cell: Cell, settings: CompareSetti
     for task in tasks:
         if task.OUTPUT_TYPE == "generate_until" and (options := settings.generation.overrides):
             task.set_config(key="generation_kwargs", value=options, update=True)
-        task.set_fewshot_seed(cell.seed or 0)
     allowed = sandboxed_code_eval(allow_code=settings.allow_code, task=f"task {cell.task.task!r}")
     with allowed, redirect_stderr(StringIO()):  # lm-eval's bars, one after another; what it logs still comes through
         found = lm_eval.evaluate(
@@ -105,12 +105,14 @@ def _examples(
 ) -> list[Record]:
     """One record per item, in the tasks' order; ids count through the tasks of a group."""
     examples: list[Record] = []
+    # equal contexts, repeats too, are answered in the order in which they were asked
+    written = {context: iter(completions) for context, completions in lm.written.items()}
     for task, of_task in samples.items():
         _, _, filter_name = metric.partition(",")
         asked = [sample for sample in of_task if sample["filter"] == filter_name]
         asked.sort(key=lambda sample: sample["doc_id"])
         for sample, score in zip(asked, scores(of_task, metric), strict=True):
-            context, answer, completion = _answer(sample, lm)
+            context, answer, completion = _answer(sample, written)
             question = tasks[task].doc_to_text(sample["doc"])
             examples.append(
                 {
@@ -128,17 +130,17 @@ def _examples(
     return examples
 
 
-def _answer(sample: Mapping[str, Any], lm: MethodLM) -> tuple[str, str, Completion | None]:
-    """What was asked, what was answered, and how it was written; of choices, the likeliest."""
+def _answer(
+    sample: Mapping[str, Any], written: Mapping[str, Iterator[Completion]]
+) -> tuple[str, str, Completion | None]:
+    """What was asked, what was answered, and how it was written; of repeats the first, of choices the likeliest."""
     arguments = sample["arguments"]
     context = str(arguments[0][0])
-    if context in lm.written:
-        completion = lm.written[context][0]
+    if context in written:
+        completion, *_ = itertools.islice(written[context], len(sample["resps"][0]))
         return context, completion.text, completion
-    if len(arguments) > 1 and len(arguments[0]) > 1:
-        likelihoods = [float(answers[0][0]) for answers in sample["resps"]]
-        return context, str(arguments[likelihoods.index(max(likelihoods))][1]), None
-    return context, f"log-likelihood {sample['resps'][0][0]}", None
+    likelihoods = [float(answers[0][0]) for answers in sample["resps"]]
+    return context, str(arguments[likelihoods.index(max(likelihoods))][-1]), None
 
 
 def _tokens(completion: Completion, contestant: Contestant) -> dict[str, list[str]]:

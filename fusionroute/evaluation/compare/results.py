@@ -1,11 +1,13 @@
 """What all cells come to: accuracies with intervals, differences with p-values, bounds, cost and usage."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from fusionroute.errors import DataError
 from fusionroute.evaluation.compare.cost import total_cost
 from fusionroute.evaluation.compare.lineup import SingleEntry
 from fusionroute.evaluation.compare.settings import CompareSettings
@@ -26,10 +28,9 @@ def results(settings: CompareSettings, measured: Cells) -> dict[str, Any]:
     """
     by_method = {name: [cell for cell in measured if cell["method"] == name] for name in settings.methods}
     found = scores(by_method, settings)
-    experts = [name for name, entry in settings.methods.items() if isinstance(entry, SingleEntry) and entry.expert]
-    bounds, winners = _bounds(found, [name for name in experts if _is_whole(found[name], settings)], settings)
+    bounds, winners = _bounds(found, settings)
     costs = {name: total_cost(cells) for name, cells in by_method.items()}
-    writers = {name: usage(cells) for name, cells in by_method.items()}
+    writers = {name: usage(cells) for name, cells in by_method.items() if settings.methods[name].is_joint}
     return {
         "seeds": list(settings.seeds),
         "tasks": settings.task_names,
@@ -46,7 +47,13 @@ def results(settings: CompareSettings, measured: Cells) -> dict[str, Any]:
 
 
 def scores(by_method: Mapping[str, Cells], settings: CompareSettings) -> Scores:
-    """Every item's score, one row per seed; tasks of which a seed is missing are left out."""
+    """Every item's score, one row per seed; tasks of which a seed is missing are left out.
+
+    Raises:
+        DataError: two cells of a task were not asked the same questions.
+    """
+    for task in settings.task_names:
+        _refuse_other_questions([cell for cells in by_method.values() for cell in cells if cell["task"] == task])
     found: Scores = {}
     for name, cells in by_method.items():
         found[name] = {}
@@ -88,13 +95,29 @@ def differences(found: Scores, reference: str, settings: CompareSettings) -> dic
     }
 
 
-def _bounds(found: Scores, experts: Sequence[str], settings: CompareSettings) -> tuple[Scores, dict[str, str]]:
-    """The best expert, picked on these very items, and an oracle that picks one for each prompt."""
-    if len(experts) < 2:
+def _bounds(found: Scores, settings: CompareSettings) -> tuple[Scores, dict[str, str]]:
+    """The best expert, picked on these very items, and an oracle that picks one for each prompt.
+
+    Only where every expert of the file was measured alone on every task: the best of some of them bounds nothing.
+    """
+    alone = {entry.expert: name for name, entry in settings.methods.items() if isinstance(entry, SingleEntry)}
+    experts = [alone[name] for name in settings.experts if name in alone and _is_whole(found[alone[name]], settings)]
+    if len(experts) < max(2, len(settings.experts)):
         return {}, {}
     best = max(experts, key=lambda name: crossed_average(found[name]))
     oracle = {task: np.max([found[name][task] for name in experts], axis=0) for task in settings.task_names}
     return {BEST_EXPERT: found[best], ORACLE: oracle}, {BEST_EXPERT: best}
+
+
+def _refuse_other_questions(cells: Cells) -> None:
+    """Scores are paired by position, so position must mean the same question everywhere."""
+    for cell in cells[1:]:
+        for at, (mine, theirs) in enumerate(itertools.zip_longest(_asked(cells[0]), _asked(cell))):
+            if mine != theirs:
+                raise DataError(
+                    f"{cells[0]['method']} and {cell['method']} were asked different questions in {cell['task']} "
+                    f"(first at number {at}); measure one of them again"
+                )
 
 
 def crossed_average(tasks: Mapping[str, np.ndarray]) -> float:
@@ -111,10 +134,17 @@ def _accuracies(tasks: Mapping[str, np.ndarray], settings: CompareSettings) -> d
 def _estimate(groups: Sequence[np.ndarray]) -> dict[str, Any]:
     runs = max(len(group) for group in groups)
     groups = [np.broadcast_to(group, (runs, group.shape[1])) for group in groups]
-    first = groups[0]
-    is_verdicts = len(groups) == 1 and runs == 1 and bool(np.isin(first, (0, 1)).all())
-    estimate: Estimate = wilson(int(first.sum()), first.size) if is_verdicts else crossed_mean(groups)
+    estimate = _of_verdicts(groups[0]) if len(groups) == 1 and _are_verdicts(groups[0]) else crossed_mean(groups)
     return asdict(estimate) | {"seeds": runs}
+
+
+def _are_verdicts(values: np.ndarray) -> bool:
+    """Right or wrong, and every seed the same: then the questions are all there is to count."""
+    return bool(np.isin(values, (0, 1)).all() and (values == values[0]).all())
+
+
+def _of_verdicts(values: np.ndarray) -> Estimate:
+    return wilson(int(values[0].sum()), values.shape[1])
 
 
 def _is_whole(tasks: Mapping[str, np.ndarray], settings: CompareSettings) -> bool:
@@ -124,6 +154,10 @@ def _is_whole(tasks: Mapping[str, np.ndarray], settings: CompareSettings) -> boo
 def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """``[seeds, items]``; one row of either stands for every seed of the other."""
     return first - second
+
+
+def _asked(cell: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(each["prompt"], each["target"]) for each in cell["examples"]]
 
 
 def _of_items(cell: Mapping[str, Any]) -> list[float]:

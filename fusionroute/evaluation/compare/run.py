@@ -4,6 +4,7 @@ import gc
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fusionroute.environment import git_commit, machine, versions
 from fusionroute.errors import FusionRouteError
 from fusionroute.evaluation.answer_log import AnswerLog
 from fusionroute.evaluation.compare import cells as kept_cells
+from fusionroute.evaluation.compare import questions
 from fusionroute.evaluation.compare.cells import Cell, Record, cells, identity
 from fusionroute.evaluation.compare.lineup import Shared
 from fusionroute.evaluation.compare.measure import measure
@@ -58,28 +60,57 @@ def compare(
     clear_leftovers(output)
     shared = Shared(settings.experts, settings.base, settings.scorer, settings.prompt, settings.device, settings.dtype)
     library = TaskLibrary(settings.include)
-    items = {task.task: _items(library.load(task, allow_code=settings.allow_code), task) for task in settings.tasks}
-    missing = _missing(settings, shared, output, overwrite=overwrite)
-    failed = _measure(missing, items, library, settings, shared, output, progress or RichProgress(Console(quiet=True)))
-    measured = [kept_cells.read(path) for cell in cells(settings) if (path := cell.path(output)).is_file()]
+    asked = {
+        task.task: _asked(library.load(task, allow_code=settings.allow_code), task, settings) for task in settings.tasks
+    }
+    wanted = list(cells(settings, [task for task, each in asked.items() if each.are_drawn]))
+    missing = _missing(wanted, settings, shared, output, asked, overwrite=overwrite)
+    for entry in {(cell.method, cell.seed): cell.entry for cell, _ in missing}.values():
+        entry.check(shared)
+    progress = progress or RichProgress(Console(quiet=True))
+    failed = _measure(missing, asked, library, settings, shared, output, progress)
+    measured = [kept_cells.read(path) for cell in wanted if (path := cell.path(output)).is_file()]
     record = _record(settings, results(settings, measured), failed, command)
     write_json(output / RESULTS, record)
     write_report(record, measured, output / REPORT, examples=report_examples)
     return record
 
 
-def _missing(settings: CompareSettings, shared: Shared, output: Path, *, overwrite: bool) -> list[tuple[Cell, Record]]:
+@dataclass(frozen=True)
+class _Asked:
+    """What is known of a task before anything is measured."""
+
+    items: int
+    digest: str
+    are_drawn: bool
+
+
+def _asked(tasks: Sequence[Task], task: TaskSettings, settings: CompareSettings) -> _Asked:
+    return _Asked(
+        questions.count(tasks, task), questions.digest(tasks, task), questions.are_drawn(tasks, settings.generation)
+    )
+
+
+def _missing(
+    wanted: Sequence[Cell],
+    settings: CompareSettings,
+    shared: Shared,
+    output: Path,
+    asked: Mapping[str, _Asked],
+    *,
+    overwrite: bool,
+) -> list[tuple[Cell, Record]]:
     """Cells still to be measured, with what each of them depends on."""
-    wanted = [(cell, identity(cell, settings, shared)) for cell in cells(settings)]
+    known = [(cell, identity(cell, settings, shared, asked[cell.task.task].digest)) for cell in wanted]
     if overwrite:
-        for cell, expected in wanted:
+        for cell, expected in known:
             kept_cells.drop_outdated(cell, output, expected)
-    return [(cell, expected) for cell, expected in wanted if not kept_cells.kept(cell, output, expected)]
+    return [(cell, expected) for cell, expected in known if not kept_cells.kept(cell, output, expected)]
 
 
 def _measure(
     missing: Sequence[tuple[Cell, Record]],
-    items: Mapping[str, int],
+    asked: Mapping[str, _Asked],
     library: TaskLibrary,
     settings: CompareSettings,
     shared: Shared,
@@ -91,25 +122,25 @@ def _measure(
     if not missing:
         return failed
     made = {"commit": git_commit(), "versions": versions(), "machine": machine()}
-    progress.start("comparing", sum(items[cell.task.task] for cell, _ in missing))
+    progress.start("comparing", sum(asked[cell.task.task].items for cell, _ in missing))
     for _, group in itertools.groupby(missing, key=lambda each: (each[0].method, each[0].seed)):
         of_one = list(group)
         try:
             contestant = of_one[0][0].entry.build(shared, of_one[0][0].seed or 0)
-        except FusionRouteError as error:
+        except Exception as error:  # whatever it is, such as a full accelerator, the other methods go on
             for cell, _ in of_one:
-                progress.advance(items[cell.task.task], cell.label)
+                progress.advance(asked[cell.task.task].items, cell.label)
                 failed.append(_failure(cell, error))
             continue
         for cell, expected in of_one:
-            bar = _CellProgress(progress, cell.label, items[cell.task.task])
+            bar = _CellProgress(progress, cell.label, asked[cell.task.task].items)
             try:
                 tasks = library.load(cell.task, allow_code=settings.allow_code)
                 with AnswerLog(cell.log_path(output), expected) as log:
                     measured = measure(cell, contestant, tasks, settings, log, bar.advance)
                 kept_cells.write(cell, output, {**measured, "identity": expected, "date": _now(), **made})
                 log.remove()
-            except FusionRouteError as error:
+            except Exception as error:
                 failed.append(_failure(cell, error))
             bar.finish()
         del contestant
@@ -133,14 +164,12 @@ class _CellProgress:
         self.advance(self.left)
 
 
-def _items(tasks: Sequence[Task], settings: TaskSettings) -> int:
-    counts = [len(task.eval_docs) for task in tasks]
-    return sum(count if settings.limit is None else min(settings.limit, count) for count in counts)
-
-
-def _failure(cell: Cell, error: FusionRouteError) -> Record:
-    logging.getLogger(__name__).warning("%s failed: %s", cell.label, error)
-    return {"method": cell.method, "task": cell.task.task, "seed": cell.seed, "error": str(error)}
+def _failure(cell: Cell, error: Exception) -> Record:
+    """What users can mend is told in a line; of all else the traceback is logged too."""
+    is_ours = isinstance(error, FusionRouteError)
+    message = str(error) if is_ours else f"{type(error).__name__}: {error}"
+    logging.getLogger(__name__).warning("%s failed: %s", cell.label, message, exc_info=None if is_ours else error)
+    return {"method": cell.method, "task": cell.task.task, "seed": cell.seed, "error": message}
 
 
 def _free() -> None:

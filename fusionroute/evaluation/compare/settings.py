@@ -25,6 +25,15 @@ class Decoding(Settings):
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _sampling_is_said_aloud(self) -> Self:
+        drawn = [name for name in ("temperature", "top_k", "top_p", "min_p") if getattr(self, name) is not None]
+        if drawn and not self.do_sample:
+            raise ValueError(f"{drawn[0]} is of use in sampling only; add do_sample: true, or leave it out")
+        if self.do_sample and self.temperature is None:
+            raise ValueError("do_sample needs a temperature, such as 1.0")
+        return self
+
     @property
     def overrides(self) -> dict[str, Any]:
         """What the file says, in lm-eval's words."""

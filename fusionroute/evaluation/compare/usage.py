@@ -8,7 +8,7 @@ TENTHS = 10
 
 
 def usage(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Shares of the tokens by expert, for each task and each tenth of the answer; None unless several have written.
+    """Shares of the tokens by expert, for each task and each tenth of the answer; None if nothing was written.
 
     Args:
         cells: of one method, all tasks and seeds.
@@ -18,7 +18,7 @@ def usage(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
         writers = [each["tokens"]["expert"] for each in cell["examples"] if each["tokens"]]
         tasks.setdefault(cell["task"], []).extend(writer for writer in writers if writer)
     experts = _in_order(tasks.values())
-    if len(experts) < 2:
+    if not experts:
         return None
     tasks = {task: answers for task, answers in tasks.items() if answers}
     return {

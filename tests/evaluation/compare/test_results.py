@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from fusionroute.errors import DataError
 from fusionroute.evaluation.compare.results import BEST_EXPERT, ORACLE, results
 from fusionroute.evaluation.compare.settings import CompareSettings
 
@@ -23,7 +24,10 @@ SETTINGS = CompareSettings.parse(
 
 def cell(method: str, task: str, scores: list[float], seed: int | None = None, **cost: Any) -> dict[str, Any]:
     spent = {"seconds": 1.0, "tokens_written": 10, "tokens_read": {"m": 20}, "peak_memory": {"weights": 5}, "batch": 4}
-    examples = [{"score": score, "tokens": {"expert": [method]}} for score in scores]
+    examples = [
+        {"prompt": f"{task} {at}", "target": "", "score": score, "tokens": {"expert": [method]}}
+        for at, score in enumerate(scores)
+    ]
     return {
         "method": method, "task": task, "seed": seed, "metric": "exact_match,none", "cost": spent | cost,
         "examples": examples,
@@ -66,7 +70,7 @@ def test_differences_are_paired_and_corrected() -> None:
     assert found["math"]["sums"]["value"] == pytest.approx(1 / 8)  # one of eight answers more
     assert found["math"]["average"]["value"] == pytest.approx((1 / 8 + 3 / 4) / 2)
     assert all(each["p_adjusted"] >= each["p"] for tasks in found.values() for each in tasks.values())
-    smallest = min(tasks["average"]["p"] for tasks in found.values())
+    smallest = min(tasks["average"]["p"] for tasks in found.values())  # the smaller of two counts twice
     assert min(tasks["average"]["p_adjusted"] for tasks in found.values()) == pytest.approx(min(1, 2 * smallest))
 
 
@@ -94,3 +98,28 @@ def test_costs_add_up_over_cells() -> None:
         "batch": 4,
     }
     assert results(SETTINGS, [cell("math", "sums", [1], tokens_written=0)])["cost"] == {}
+
+
+def test_other_questions_are_no_pairs() -> None:
+    other = cell("code", "sums", [0, 0, 1, 0])
+    other["examples"][2]["target"] = "another"
+    with pytest.raises(DataError, match=r"math and code were asked different questions in sums \(first at number 2\)"):
+        results(SETTINGS, [CELLS[0], other])
+    with pytest.raises(DataError, match="first at number 3"):
+        results(SETTINGS, [CELLS[0], cell("code", "sums", [0, 0, 1])])
+
+
+def test_bounds_need_every_expert_on_every_task() -> None:
+    unfinished = [each for each in CELLS if (each["method"], each["task"]) != ("math", "words")]
+    assert results(SETTINGS, unfinished)["bounds"] == []
+
+
+def test_who_writes_is_told_of_methods_of_several_models_even_if_one_wrote_all() -> None:
+    assert results(SETTINGS, CELLS)["usage"].keys() == {"team"}
+
+
+def test_right_on_everything_with_every_seed_is_no_certainty() -> None:
+    always = [cell("team", "sums", [1, 1, 1, 1], seed=seed) for seed in (0, 1)]
+    found = results(SETTINGS, always)["accuracy"]["team"]["sums"]
+    assert (found["value"], found["seeds"]) == (1, 2)
+    assert found["low"] == pytest.approx(0.51, abs=0.005)  # Wilson's for 4 of 4

@@ -16,12 +16,15 @@ from fusionroute.evaluation.compare import run
 from fusionroute.evaluation.compare.run import REPORT, RESULTS, compare
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.evaluation.judge.win_rate import JudgeSettings, win_rate
+from fusionroute.methods.averaging import Averaging
 from fusionroute.models.loading import load_model, load_tokenizer
+from fusionroute.models.reward import RewardModel
 from fusionroute.models.router import Router
 from fusionroute.models.team import TeamModels
 from fusionroute.terminal import RichProgress
 from fusionroute.zoo.build import weights_folder
 from judge_server import JudgeServer, served
+from tiny_reward import save_reward_model
 
 __all__ = ["served"]
 
@@ -232,11 +235,104 @@ def test_a_team_of_other_experts_or_another_prompt_is_no_fair_comparison(
     settings: Callable[..., CompareSettings], team: str, tmp_path: Path
 ) -> None:
     only = {"methods": {"team": {"method": "fusion_route", "team": team}}, "seeds": [0]}
-    others = settings(experts={"math": EXPERTS["math"], "code": EXPERTS["chat"]}, **only)
-    (failed,) = measured(others, tmp_path / "a")["failed"]
-    assert "fair comparison" in failed["error"]
-    (failed,) = measured(settings(prompt=None, **only), tmp_path / "b")["failed"]
-    assert "trained with prompt 'chat_template'" in failed["error"]
+    for experts, words in (
+        (
+            {"math": EXPERTS["math"], "code": EXPERTS["chat"]},
+            "has the experts math, chat but the comparison math, code",
+        ),
+        ({"math": EXPERTS["chat"], "chat": EXPERTS["math"]}, "expert 'math' of team .* is another model"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            measured(settings(experts=experts, **only), tmp_path)
+    with pytest.raises(SettingsError, match="trained with prompt 'chat_template'"):
+        measured(settings(prompt=None, **only), tmp_path)
+    assert stamps(tmp_path) == {}
+
+
+def test_experts_of_different_templates_are_not_put_under_one(
+    settings: Callable[..., CompareSettings], tmp_path: Path
+) -> None:
+    copy = tmp_path / "chat"
+    load_model(EXPERTS["chat"], device="cpu").save_pretrained(copy)
+    tokenizer = load_tokenizer(EXPERTS["chat"])
+    tokenizer.chat_template = "{% for m in messages %}Human: {{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(copy)
+    methods = {"both": {"method": "averaging"}}
+    with pytest.raises(SettingsError, match="'math' and 'chat' have different chat templates"):
+        measured(settings(experts={**EXPERTS, "chat": str(copy)}, methods=methods), tmp_path / "out")
+
+
+def test_every_cell_of_a_task_is_asked_the_same(
+    settings: Callable[..., CompareSettings], tasks: Path, tmp_path: Path
+) -> None:
+    """Shots are drawn by lm-eval's own seed, whatever the seed of the method."""
+    for name in ("words.jsonl", "words.yaml"):
+        (tmp_path / name).write_text((tasks / name).read_text())
+    config = yaml.safe_load((tmp_path / "words.yaml").read_text())
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump({**config, "task": "shown", "fewshot_split": "test"}))
+    shown = [{"task": "shown", "num_fewshot": 2}]
+    measured(settings(include=[str(tmp_path)], tasks=shown), tmp_path / "out")
+    paths = list((tmp_path / "out" / "cells").rglob("*.json"))
+    contexts = {tuple(each["context"] for each in json.loads(path.read_text())["examples"]) for path in paths}
+    assert len(paths) == 5
+    assert len(contexts) == 1
+    assert all(len(context.split("Say ")) == 1 + 3 for context in contexts.pop())
+
+
+def test_what_no_one_has_foreseen_ends_one_method_alone(
+    settings: Callable[..., CompareSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("the accelerator is full")
+
+    monkeypatch.setattr(Averaging, "step", full)
+    record = measured(settings(), tmp_path)
+    (failed,) = record["failed"]
+    assert failed == {"method": "averaging", "task": "words", "seed": None, "error": failed["error"]}
+    assert "OutOfMemoryError: the accelerator is full" in failed["error"]
+    assert {"math", "chat", "team"} <= {name for name, row in record["accuracy"].items() if row}
+
+
+def test_another_draw_for_every_seed_and_equal_questions_keep_their_own_answers(
+    settings: Callable[..., CompareSettings], tasks: Path, tmp_path: Path
+) -> None:
+    rows = [WORDS[0]] * 8
+    data = tmp_path / "same.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sampled = {"do_sample": True, "temperature": 1.5}
+    methods = {"chat": {"method": "single", "expert": "chat"}}
+    asked = [{"task": "words", "data": str(data)}]
+    measured(settings(methods=methods, tasks=asked, generation=sampled), tmp_path / "out")
+    cells = [json.loads((tmp_path / f"out/cells/chat/words/seed-{seed}.json").read_text()) for seed in (0, 1)]
+    answers = [[each["answer"] for each in cell["examples"]] for cell in cells]
+    assert answers[0] != answers[1]
+    assert len(set(answers[0])) > 1
+    for cell in cells:
+        assert all(each["score"] == float(each["answer"] == each["target"]) for each in cell["examples"])
+
+
+def test_a_reward_model_is_part_of_the_cost_and_reads_the_question_as_it_was_asked(
+    settings: Callable[..., CompareSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Any] = []
+    real = RewardModel.__call__
+
+    def listening(self: RewardModel, prompts: Any, answers: Any) -> Any:
+        heard.extend(prompts)
+        return real(self, prompts, answers)
+
+    monkeypatch.setattr(RewardModel, "__call__", listening)
+    reward = save_reward_model(tmp_path / "reward", max_position_embeddings=512)
+    scored = {"method": "sequence_selection", "scorer": {"reward_model": reward}}
+    measured(settings(methods={"judged": scored, "alone": "sequence_selection"}), tmp_path / "out")
+    cells = {name: json.loads((tmp_path / f"out/cells/{name}/words/any-seed.json").read_text())
+             for name in ("judged", "alone")}  # fmt: skip
+    assert cells["judged"]["cost"]["tokens_read"]["scorer"] > 0
+    assert "scorer" not in cells["alone"]["cost"]["tokens_read"]
+    weights = {name: cell["cost"]["peak_memory"]["weights"] for name, cell in cells.items()}
+    assert weights["judged"] > weights["alone"]
+    assert {messages[-1]["content"] for messages in heard} == {row["question"] for row in WORDS}
+    assert {messages[-1]["role"] for messages in heard} == {"user"}
 
 
 def test_a_retrained_model_is_not_taken_for_the_old_one(

@@ -45,8 +45,8 @@ def test_only_what_depends_on_the_seed_is_measured_for_each() -> None:
     assert seeds == {
         ("math", None), ("averaging", None), ("DARE", 0), ("DARE", 1), ("team", 0), ("team", 1),
     }  # fmt: skip
-    sampled = cells(parsed(generation={"do_sample": True}))
-    assert {cell.seed for cell in sampled} == {0, 1}
+    sampled = {(cell.task.task, cell.seed) for cell in cells(parsed(), drawn=["gsm8k"]) if cell.method == "math"}
+    assert sampled == {("gsm8k", 0), ("gsm8k", 1), ("ifeval", None)}
 
 
 def test_a_seed_is_filled_in_wherever_it_stands() -> None:
@@ -80,6 +80,8 @@ def test_a_seed_is_filled_in_wherever_it_stands() -> None:
         ({"prompt": "alpca"}, ("prompt", "did you mean 'alpaca'")),
         ({"tasks": "gsm8k"}, ("tasks are a list",)),
         ({"tasks": ["gsm8k", {"task": "gsm8k", "limit": 3}]}, ("'gsm8k' and 'gsm8k'", "rename one")),
+        ({"generation": {"temperature": 0.7}}, ("generation", "add do_sample: true")),
+        ({"generation": {"do_sample": True}}, ("generation", "needs a temperature")),
         ({"taks": ["gsm8k"]}, ("did you mean 'tasks'",)),
         ({"scorer": {"model": "a/b", "reward_model": "c/d"}}, ("not both",)),
     ],

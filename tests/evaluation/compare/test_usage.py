@@ -34,8 +34,10 @@ def test_long_answers_fill_every_tenth() -> None:
     assert total == pytest.approx([1.0] * 10)
 
 
-def test_one_writer_is_no_usage_and_choices_are_not_written() -> None:
-    assert usage([cell("sums", ["a", "a"], ["a"])]) is None
+def test_one_writer_is_told_and_choices_are_not_written() -> None:
+    one = usage([cell("sums", ["a", "a"], ["a"])])
+    assert one is not None
+    assert one["by_task"] == {"sums": {"a": 1.0}}
     assert usage([cell("choices", None, None)]) is None
     mixed = usage([cell("choices", None), cell("sums", ["a", "b"], [])])
     assert mixed is not None
