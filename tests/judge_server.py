@@ -60,10 +60,10 @@ class JudgeServer:
         return [asked.prompt for asked in self.asked]
 
 
-def status(code: int, **headers: str) -> Fault:
+def status(code: int, says: str | None = None, **headers: str) -> Fault:
     return lambda: (
         code,
-        {"error": f"status {code}"},
+        {"error": says or f"status {code}"},
         {name.replace("_", "-"): value for name, value in headers.items()},
     )
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from fusionroute.evaluation.judge.win_rate import JudgeSettings
 
 JUDGE, COST = "The judge", "Cost"
-ANSWERS = "JSON lines of `prompt` or `messages` and `text` or `answer`, as `generate --json` writes them."
+ANSWERS = (
+    "JSON lines of `prompt` or `messages` and `text` or `answer`, as `generate --json` writes them; or a cell of a "
+    "comparison."
+)
 
 
 def judge(
@@ -66,6 +69,7 @@ def judge(
     if (price_in is None) is not (price_out is None):
         raise SettingsError("--price-in and --price-out belong together; give both or none")
     settings = _judge_settings({"judge_model": judge_model, "order": order, "ties": ties, "seed": seed})
+    from fusionroute.evaluation.judge.origin import title
     from fusionroute.evaluation.judge.win_rate import RESULT_FILE, win_rate
     from fusionroute.terminal import RichProgress
 
@@ -85,7 +89,7 @@ def judge(
             raise SettingsError(_as_options(str(error))) from None
     if result.win_rate is None:
         raise typer.Exit(complain(f"{result}; read the replies in {output / 'verdicts.jsonl'}", FAILED))
-    console.print(f"{answers_a.stem} against {answers_b.stem}: {result}", soft_wrap=True, markup=False)
+    console.print(f"{title(answers_a, answers_b)}: {result}", soft_wrap=True, markup=False)
     if (first := result.first_preferred) is not None:
         console.print(
             f"the answer shown first was preferred in {100 * first.value:.1f} % of {first.n} "

@@ -26,9 +26,34 @@ logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 256  # where a task says nothing; as in lm-eval's hf model
 
+# What `generate` of transformers takes from a checkpoint's generation_config even if it decodes greedily, with the
+# values that change nothing.
+PROCESSORS: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "guidance_scale": (1.0,),
+    "num_beams": (1,),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ({}, []),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "watermarking_config": (),
+}
+
 
 class MethodLM(TemplateLM):
     """A method as lm-eval's ``LM``; of one model alone it gives what lm-eval's own ``hf`` model gives.
+
+    One difference: what a checkpoint's ``generation_config`` changes beside sampling (``repetition_penalty``,
+    ``no_repeat_ngram_size``, …; see `PROCESSORS`) acts in ``hf``, on greedy decoding too, and not here, where a fused
+    distribution is no single model's. A warning names the model and the setting.
 
     A context is taken as it is, with the BOS that the tokenizer adds unless it begins with one, until lm-eval is asked
     to apply a chat template (``apply_chat_template=True``): then ``prompt`` renders it.
@@ -83,6 +108,7 @@ class MethodLM(TemplateLM):
         self._device = method.runners[0].device
         self._adds_bos = not _is_trained_without_bos(prompt)
         self._has_rendered = self._has_warned = False
+        self._messages: dict[str, list[dict[str, str]]] = {}  # of which a rendered context was made
 
     # prompts
 
@@ -112,6 +138,12 @@ class MethodLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages as one text. A template that knows no system role gets the messages without it, as in ``hf``."""
         self._has_rendered = True
+        text = self._rendered(chat_history, add_generation_prompt)
+        if chat_history[-1]["role"] != "assistant":
+            self._messages[text] = chat_history
+        return text
+
+    def _rendered(self, chat_history: list[dict[str, str]], add_generation_prompt: bool) -> str:
         try:
             return self._render(chat_history, add_generation_prompt)
         except jinja2.TemplateError:
@@ -168,6 +200,7 @@ class MethodLM(TemplateLM):
             ModelOutputError: a model returned logits that are no distribution; no score is made of such an answer.
         """
         self._warn_of_bare_contexts()
+        self._warn_of_processors()
         decodings = {repr(options): self._decoding(options) for _, options in (request.args for request in requests)}
         asked = [(context, options, decodings[repr(options)]) for context, options in (each.args for each in requests)]
         sequences = self._sequences([(context, decoding) for context, _, decoding in asked])
@@ -216,6 +249,7 @@ class MethodLM(TemplateLM):
             cut += len(ids) > room
             sequence = self.engine.sequence(ids[-room:], decoding.settings.model_copy(update={"seed": seed}))
             sequence.eos_ids |= decoding.end_ids
+            sequence.prompt = self._messages.get(context, context)
             sequences.append(sequence)
         if cut:
             logger.warning("%d of %d contexts are too long and lose their beginning", cut, len(asked))
@@ -304,6 +338,25 @@ class MethodLM(TemplateLM):
                 "command line --apply_chat_template) applies it",
                 self.prompt and self.prompt.name,
             )
+
+    def _warn_of_processors(self) -> None:
+        """Once a process for each model and its settings, so a comparison does not say it in every cell."""
+        for runner in self.method.runners:
+            if found := _processors(getattr(runner, "model", None)):
+                warning_once(
+                    logger,
+                    f"the generation_config of model {runner.name!r} sets {', '.join(found)}, which is not applied "
+                    "here; lm-eval's own hf model applies it and may answer otherwise",
+                )
+
+
+def _processors(model: Any) -> list[str]:
+    """The settings of a model's ``generation_config`` that would change greedy answers, as ``name=value``."""
+    config = getattr(model, "generation_config", None)
+    values = {name: getattr(config, name, None) for name in PROCESSORS}
+    return [
+        f"{name}={value!r}" for name, value in values.items() if value is not None and value not in PROCESSORS[name]
+    ]
 
 
 def derived_seed(seed: int, context: str, repeat: int) -> int:

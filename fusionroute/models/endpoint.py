@@ -57,7 +57,7 @@ class ChatEndpoint:
         stop: once it is set, by another thread, no further attempt is made and no pause is waited out.
 
     Raises:
-        SettingsError: an address that is none.
+        SettingsError: an address that is none, or that holds more than one: a password, say.
     """
 
     def __init__(
@@ -71,8 +71,13 @@ class ChatEndpoint:
     ):
         if not url.startswith(("http://", "https://")):
             raise SettingsError(f"judge_url starts with http:// or https://; got {url!r}")
+        parts = urlsplit(url)
+        if "@" in parts.netloc or parts.query or parts.fragment:  # said and written down, so no place for a secret
+            raise SettingsError(
+                f"judge_url is an address alone, without a user, a password or a query; give {parts.scheme}://"
+                f"{parts.netloc.rpartition('@')[2]}{parts.path}, and the key in {KEY_VARIABLE}"
+            )
         self.address = f"{url.rstrip('/')}/chat/completions"
-        self.shown = without_secrets(self.address)
         self.model = model
         self.pause = pause
         self.timeout = timeout if timeout is not None else TIMEOUT
@@ -96,8 +101,8 @@ class ChatEndpoint:
             if attempt + 1 < ATTEMPTS:
                 self._wait(min(failure.wait or self.pause * 2**attempt, LONGEST_WAIT))
                 if self.stop is not None and self.stop.is_set():
-                    raise FusionRouteError(f"stopped asking the judge at {self.shown}, which had failed by {failure}")
-        raise FusionRouteError(f"the judge at {self.shown} failed {ATTEMPTS} times, the last time by {failure}")
+                    raise FusionRouteError(f"stopped asking the judge at {self.address}, which had failed by {failure}")
+        raise FusionRouteError(f"the judge at {self.address} failed {ATTEMPTS} times, the last time by {failure}")
 
     def _wait(self, seconds: float) -> None:
         if self.stop is None:
@@ -127,13 +132,13 @@ class ChatEndpoint:
                 body = response.read()
         except HTTPError as error:
             with error:
-                raise _refusal(self.shown, error) from None
+                raise _refusal(self.address, error) from None
         except (OSError, HTTPException) as error:
             raise _TryAgain(f"{type(error).__name__}: {error}") from error
         try:
             return _reply(json.loads(body))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise SettingsError(f"{self.shown} answers, but with no chat completion: {body[:200]!r}") from error
+            raise SettingsError(f"{self.address} answers, but with no chat completion: {body[:200]!r}") from error
 
     def _request(self, messages: Sequence[Message], options: dict[str, Any]) -> Request:
         body = {"model": self.model, "messages": list(messages), **options}
@@ -155,12 +160,6 @@ class _StayHere(HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
-
-
-def without_secrets(url: str) -> str:
-    """The address alone: no user, no password, no query."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _reply(body: Any) -> Reply:

@@ -205,6 +205,25 @@ def test_contexts_are_cut_and_answers_end_the_same(checkpoint: Path, zoo_tokeniz
     assert len(mine.written["short"][-1].token_ids) == 5
 
 
+def test_what_a_generation_config_changes_beside_sampling_is_not_applied_but_warned_of(
+    checkpoint: Path, zoo_tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The known difference to lm-eval's own model: it lets these settings act, on greedy decoding too."""
+    contexts = [f"Question {number}:" for number in range(6)]
+    plain, penalised = loaded(checkpoint), loaded(checkpoint)
+    options = {"max_gen_toks": 16, "until": ["never met"]}
+    expected = write(theirs(plain, zoo_tokenizer), *contexts, **options)
+    assert write(ours(plain, zoo_tokenizer), *contexts, **options) == expected
+    assert "generation_config" not in caplog.text
+    assert penalised.generation_config is not None
+    penalised.generation_config.repetition_penalty = 1.8
+    penalised.generation_config.no_repeat_ngram_size = 2
+    assert write(theirs(penalised, zoo_tokenizer), *contexts, **options) != expected
+    for _ in range(2):
+        assert write(MethodLM(Single(penalised, "penalised"), zoo_tokenizer), *contexts, **options) == expected
+    assert caplog.text.count("model 'penalised' sets repetition_penalty=1.8, no_repeat_ngram_size=2, which is not") == 1
+
+
 def test_a_stop_string_that_is_a_special_token_ends_the_answer(
     checkpoint: Path, zoo_tokenizer: PreTrainedTokenizerBase
 ) -> None:

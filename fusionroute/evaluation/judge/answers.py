@@ -32,20 +32,23 @@ def match_answers(path_a: str | Path, path_b: str | Path) -> list[Item]:
 
     The files hold JSON lines: ``prompt`` (a string or messages) or ``messages``, and ``text`` or ``answer``, as
     ``fusionroute generate --json`` writes them; other fields are left alone. A file that ends in .json is a cell of a
-    comparison. A prompt that is a string is the same as one user message.
+    comparison. A prompt that is a string is the same as one user message. JSON lines have a prompt once; a cell has it
+    as often as its task asks it, and the answers to it are matched in their order, which is the same in all cells.
 
     Raises:
-        DataError: a file is missing, empty or malformed, has a prompt twice, or one that the other lacks.
+        DataError: a file is missing, empty or malformed, has a prompt twice and is no cell, or lacks one of the other.
     """
     answers_a, answers_b = _read(Path(path_a)), _read(Path(path_b))
     for mine, theirs, name, other in ((answers_a, answers_b, path_a, path_b), (answers_b, answers_a, path_b, path_a)):
         lacking = [key for key in mine if key not in theirs]
         if lacking:
+            prompt, number = lacking[0]
+            again = f" (asked {number + 1} times)" if number else ""
             raise DataError(
-                f"{other} lacks {len(lacking)} of the {len(mine)} prompts of {name}, first {_shown(lacking[0])}; "
+                f"{other} lacks {len(lacking)} of the {len(mine)} prompts of {name}, first {_shown(prompt)}{again}; "
                 "let both methods answer the same prompts"
             )
-    return [Item(json.loads(key), text, answers_b[key]) for key, text in answers_a.items()]
+    return [Item(json.loads(key[0]), text, answers_b[key]) for key, text in answers_a.items()]
 
 
 def digest(value: Any) -> str:
@@ -53,15 +56,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode(errors="backslashreplace")).hexdigest()[:32]
 
 
-def _read(path: Path) -> dict[str, str]:
-    """Answers by the canonical form of their prompts."""
-    answers: dict[str, str] = {}
-    places: dict[str, str] = {}
+def _read(path: Path) -> dict[tuple[str, int], str]:
+    """Answers by the canonical form of their prompts, and by how often the file has that prompt before."""
+    answers: dict[tuple[str, int], str] = {}
+    places: dict[str, list[str]] = {}
     for place, record in _records(path):
-        key = _canonical(_prompt(record, place))
-        if key in answers:
-            raise DataError(f"{place} answers {_shown(key)} again, after {places[key]}; keep one answer a prompt")
-        answers[key], places[key] = _one_of(record, ANSWER_KEYS, place, str), place
+        prompt = _canonical(_prompt(record, place))
+        before = places.setdefault(prompt, [])
+        if before and not _is_cell(path):
+            raise DataError(f"{place} answers {_shown(prompt)} again, after {before[0]}; keep one answer a prompt")
+        answers[prompt, len(before)] = _one_of(record, ANSWER_KEYS, place, str)
+        before.append(place)
     if not answers:
         raise DataError(f"{path} holds no answers; give at least one")
     return answers
@@ -75,13 +80,17 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
-    if path.suffix == ".json":
+    if _is_cell(path):
         yield from ((f"{path}, example {at}", each) for at, each in enumerate(_examples(path, text), 1))
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = f"{path}:{number}"
             yield place, _parsed(place, line)
+
+
+def _is_cell(path: Path) -> bool:
+    return path.suffix == ".json"
 
 
 def _examples(path: Path, text: str) -> list[Any]:

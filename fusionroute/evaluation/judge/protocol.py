@@ -32,7 +32,10 @@ NUMBER = r"(\d+(?:\.\d+)?)(?:\s*/\s*10)?"
 FIRST_LINE = re.compile(
     rf"[\s*_`#]*(?:scores?[\s*:=]*)?{NUMBER}[*_`]*(?:,\s|\s)[\s*_`]*{NUMBER}[\s*_`.]*", re.IGNORECASE
 )
-THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # of models whose server leaves them in the reply
+# Thoughts that a server leaves in the reply; where the template opens them, the reply holds their end alone. An end
+# stands at a line's beginning or end: in the midst of one it may be what the judge says of an answer.
+THOUGHTS = re.compile(r"\s*<think>.*?</think>|(?:.*?\n)?[ \t]*</think>|.*?</think>[ \t]*\n", re.DOTALL)
+FENCE = re.compile(r"\s*```\w*[ \t]*\n")
 
 Problem = Literal["unparsable", "off_step"]
 
@@ -58,7 +61,7 @@ def messages(prompt: Prompt, first: str, second: str) -> list[dict[str, str]]:
 
 def read_verdict(reply: str) -> Reading:
     """What a judge's reply says in its first line."""
-    lines = THOUGHTS.sub("", reply, count=1).strip().splitlines()
+    lines = _without(FENCE, _without(THOUGHTS, reply)).strip().splitlines()
     found = FIRST_LINE.fullmatch(lines[0]) if lines else None
     if found is None:
         return Reading(None, "unparsable")
@@ -68,3 +71,8 @@ def read_verdict(reply: str) -> Reading:
     if any(score % STEP for score in (first, second)):
         return Reading(None, "off_step")
     return Reading((first, second))
+
+
+def _without(opening: re.Pattern[str], reply: str) -> str:
+    found = opening.match(reply)
+    return reply[found.end() :] if found else reply

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Literal
 
-from fusionroute.evaluation.judge.protocol import Problem
-from fusionroute.evaluation.judge.verdicts import Verdict
+from fusionroute.evaluation.judge.verdicts import NoScores, Verdict
 from fusionroute.evaluation.statistics import Estimate, wilson
 
 Ties = Literal["forbid", "half"]
-Outcome = Literal["win", "loss", "tie"] | Problem
+Outcome = Literal["win", "loss", "tie"] | NoScores
+REASONS: dict[NoScores, str] = {"refused": "refused", "unparsable": "unparsable", "off_step": "off the steps of 0.25"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Tally:
     Attributes:
         win_rate: wins / n with Wilson's interval, n being wins, losses and ties; a tie is no win, or half a win
             (``ties="half"``, where the interval is a little wider than it need be). None if n is 0.
-        unparsable, off_step: items without a verdict, which are not in n.
+        refused, unparsable, off_step: items without a verdict, which are not in n.
         by_order: the outcomes of single verdicts with ``a`` shown first and with ``b`` shown first.
         first_preferred: how often the answer shown first had the higher score, of single verdicts that are no tie; far
             from a half it shows a judge that goes by the order. None if ``a`` was always first or nothing decided.
@@ -33,6 +33,7 @@ class Tally:
     wins: int
     losses: int
     ties: int
+    refused: int
     unparsable: int
     off_step: int
     n: int
@@ -43,10 +44,10 @@ class Tally:
     completion_tokens: int | None
 
     def __str__(self) -> str:
-        left_out = f"; not counted: {self.unparsable} unparsable, {self.off_step} off the steps of 0.25"
-        said = f"{self.wins} wins, {self.losses} losses, {self.ties} ties" + (
-            left_out if self.unparsable or self.off_step else ""
-        )
+        said = f"{self.wins} wins, {self.losses} losses, {self.ties} ties"
+        counts: dict[str, int] = {text: getattr(self, name) for name, text in REASONS.items()}
+        if left_out := [f"{count} {text}" for text, count in counts.items() if count]:
+            said += f"; not counted: {', '.join(left_out)}"
         if self.win_rate is None:
             return f"no verdict can be read ({said})"
         percent = " to ".join(f"{100 * bound:.1f}" for bound in (self.win_rate.low, self.win_rate.high))
@@ -56,6 +57,7 @@ class Tally:
 def tally(judged: Sequence[Sequence[Verdict]], ties: Ties) -> Tally:
     """Count items; each has one verdict, or two in both orders, whose scores are summed."""
     verdicts = [verdict for item in judged for verdict in item]
+    answered = {verdict.place: verdict for verdict in verdicts if verdict.problem != "refused"}.values()
     outcomes = Counter(outcome(item) for item in judged)
     n = outcomes["win"] + outcomes["loss"] + outcomes["tie"]
     worth = outcomes["win"] + (outcomes["tie"] / 2 if ties == "half" else 0)
@@ -64,22 +66,24 @@ def tally(judged: Sequence[Sequence[Verdict]], ties: Ties) -> Tally:
         wins=outcomes["win"],
         losses=outcomes["loss"],
         ties=outcomes["tie"],
+        refused=outcomes["refused"],
         unparsable=outcomes["unparsable"],
         off_step=outcomes["off_step"],
         n=n,
         by_order={name: _counts(verdicts, a_first) for name, a_first in (("a_first", True), ("b_first", False))},
         first_preferred=_first_preferred(verdicts),
         answered_as=tuple(sorted({verdict.model for verdict in verdicts if verdict.model})),
-        prompt_tokens=_total([verdict.prompt_tokens for verdict in verdicts]),
-        completion_tokens=_total([verdict.completion_tokens for verdict in verdicts]),
+        prompt_tokens=_total([verdict.prompt_tokens for verdict in answered]),
+        completion_tokens=_total([verdict.completion_tokens for verdict in answered]),
     )
 
 
 def outcome(verdicts: Sequence[Verdict]) -> Outcome:
     """What the verdicts on one item say of ``a``; one that says nothing leaves the item out."""
-    problems = [verdict.problem for verdict in verdicts if verdict.problem is not None]
-    if problems:
-        return "unparsable" if "unparsable" in problems else "off_step"
+    problems = {verdict.problem for verdict in verdicts}
+    for reason in REASONS:
+        if reason in problems:
+            return reason
     ahead = sum((verdict.score_a or 0.0) - (verdict.score_b or 0.0) for verdict in verdicts)
     return "win" if ahead > 0 else "loss" if ahead < 0 else "tie"
 

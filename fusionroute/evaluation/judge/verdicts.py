@@ -5,13 +5,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from fusionroute.errors import DataError, OutputExistsError
 from fusionroute.evaluation.judge.protocol import Problem
 from fusionroute.models.prompt import Prompt
 from fusionroute.output import is_empty, write_json
 
+NoScores = Problem | Literal["refused"]
 VERDICTS_FILE, SETTINGS_FILE = "verdicts.jsonl", "settings.json"
 
 
@@ -23,7 +24,9 @@ class Verdict:
         item: the item's key.
         a_first: whether the answer of ``a`` stood first.
         score_a, score_b: by answer, whatever the order; None where there is a ``problem``.
-        reply: as it came.
+        problem: why there are no scores: that of the reply, or ``"refused"``: the endpoint takes others, but not these
+            answers (they are too long for the judge, say).
+        reply: as it came; of a refusal what the endpoint said.
         model, prompt_tokens, completion_tokens: as the endpoint names and counts them.
     """
 
@@ -31,7 +34,7 @@ class Verdict:
     a_first: bool
     score_a: float | None
     score_b: float | None
-    problem: Problem | None
+    problem: NoScores | None
     reply: str
     model: str
     prompt_tokens: int | None
@@ -47,7 +50,7 @@ class VerdictFolder:
     """The folder of one judging: its settings and the verdicts so far. Nothing is written before `begin`.
 
     Args:
-        settings: all that a verdict depends on; a folder with others is another judging.
+        settings: all that a verdict depends on beside its item; a folder with others is another judging.
 
     Raises:
         OutputExistsError: the folder holds something else, naming the settings that differ.

@@ -28,12 +28,15 @@ def points_interval(value: Value) -> str:
 
 
 def p_value(p: float | None) -> str:
+    """Three digits, and near the level as many as it takes to say on which side of it p is."""
     if p is None:
         return NOTHING
     if p < 0.001:
         return f"<{NBSP}0.001"
-    near = abs(p - LEVEL) < 0.0005  # three digits would not say on which side of the level it is
-    return f"{p:.4f}" if near else f"{p:.3f}"
+    digits = 4 if abs(p - LEVEL) < 0.0005 else 3
+    while (float(text := f"{p:.{digits}f}") < LEVEL) is not (p < LEVEL):
+        digits += 1
+    return text
 
 
 def seconds(value: float | None) -> str:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 
 from fusionroute.errors import DataError
 from fusionroute.evaluation.judge.answers import Item, match_answers
+from fusionroute.evaluation.judge.origin import read_origin, title
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -78,6 +80,41 @@ def test_a_cell_of_a_comparison_holds_answers_too(tmp_path: Path) -> None:
     (tmp_path / "seed-0.json").write_text(json.dumps({"format": "fusionroute.cell", "examples": examples}))
     (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "1", "text": "eins"}))
     assert match_answers(tmp_path / "seed-0.json", tmp_path / "b.jsonl") == [Item("1", "one", "eins")]
+    assert match_answers(tmp_path / "b.jsonl", tmp_path / "seed-0.json") == [Item("1", "eins", "one")]
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(DataError, match=r"other.json is no cell of a comparison"):
         match_answers(tmp_path / "other.json", tmp_path / "b.jsonl")
+
+
+def cell(path: Path, *answers: tuple[str, str], **more: Any) -> Path:
+    examples = [{"prompt": prompt, "answer": answer} for prompt, answer in answers]
+    path.write_text(json.dumps({"format": "fusionroute.cell", **more, "examples": examples}))
+    return path
+
+
+def test_a_prompt_that_a_task_asks_again_is_matched_by_its_order(tmp_path: Path) -> None:
+    a = cell(tmp_path / "a.json", ("1", "first"), ("2", "x"), ("1", "second"))
+    b = cell(tmp_path / "b.json", ("2", "y"), ("1", "erste"), ("1", "zweite"))
+    assert match_answers(a, b) == [Item("1", "first", "erste"), Item("2", "x", "y"), Item("1", "second", "zweite")]
+    once = cell(tmp_path / "once.json", ("1", "erste"), ("2", "y"))
+    with pytest.raises(DataError, match=r'once.json lacks 1 of the 3 prompts of .*a.json, first "1" \(asked 2 times\)'):
+        match_answers(a, once)
+
+
+def test_a_file_is_named_by_what_it_holds(tmp_path: Path) -> None:
+    a = cell(tmp_path / "seed-0.json", ("1", "x"), method="FusionRoute", task="chat", seed=0)
+    b = cell(tmp_path / "any-seed.json", ("1", "x"), method="averaging", task="chat", seed=None)
+    lines = write(tmp_path / "theirs.jsonl", GOOD)
+    origin = read_origin(a)
+    assert (origin.method, origin.task, origin.seed, origin.file) == ("FusionRoute", "chat", 0, "seed-0.json")
+    assert origin.sha256 == hashlib.sha256(a.read_bytes()).hexdigest()
+    assert origin.record()["name"] == "FusionRoute, seed 0"
+    assert read_origin(lines).record() == {
+        "name": "theirs", "file": "theirs.jsonl", "sha256": hashlib.sha256(lines.read_bytes()).hexdigest(),
+        "method": None, "task": None, "seed": None,
+    }  # fmt: skip
+    assert title(a, b) == "FusionRoute, seed 0 against averaging on chat"
+    assert title(a, lines) == "FusionRoute, seed 0 against theirs"
+    (tmp_path / "other").mkdir()
+    same = cell(tmp_path / "other" / "seed-0.json", ("1", "y"), method="FusionRoute", task="chat", seed=0)
+    assert title(a, same) == f"{a} against {same}"

@@ -13,6 +13,12 @@ from fusionroute.evaluation.judge.protocol import Reading, messages, read_verdic
         ("Scores: 8/10, 7.5/10\nbecause", (8.0, 7.5)),
         ("`6` `6`", (6.0, 6.0)),
         ("<think>\nFirst 3 4, no.\n</think>\n\n4.75 3\nWell.", (4.75, 3.0)),
+        ("First\n3 4\nno.\n</think>\n\n4.75 3\nWell.", (4.75, 3.0)),  # the template has opened the thoughts
+        ("9 1\nOr rather not.</think>\n4.75 3", (4.75, 3.0)),
+        ("</think>\n4.75 3", (4.75, 3.0)),
+        ("4.75 3\nThe second forgets its </think> tag.\nThat is bad.", (4.75, 3.0)),
+        ("```\n8 7.25\n```\nWell.", (8.0, 7.25)),
+        ("Hm.\n</think>\n```text\n8 7.25\n```", (8.0, 7.25)),
     ],
 )
 def test_the_first_line_holds_two_scores(reply: str, scores: tuple[float, float]) -> None:
@@ -36,6 +42,8 @@ def test_the_first_line_holds_two_scores(reply: str, scores: tuple[float, float]
         "-8 7",
         "8 7 because the first is better",
         "<think>\n8 7",
+        "8 7\n</think>",
+        "```\n```\n8 7",
         "8e0 7",
     ],
 )

@@ -1,7 +1,11 @@
 """End to end against a real server: every request and every byte on disk is real, only pauses are short."""
 
+import hashlib
 import json
+import signal
 import threading
+import time
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +32,12 @@ class Contest:
         self.output = folder / "judged"
         self.costs: list[Cost] = []
 
-    def __call__(self, *, at_once: int = 3, timeout: float | None = None, **settings: Any) -> Tally:
+    def __call__(
+        self, *, at_once: int = 3, timeout: float | None = None, pause: float = 0.001, **settings: Any
+    ) -> Tally:
         return win_rate(
             self.a, self.b, JudgeSettings.parse({"judge_model": "rule", **settings}), self.output,
-            judge_url=self.server.url, at_once=at_once, timeout=timeout, pause=0.001, confirm=self.costs.append,
+            judge_url=self.server.url, at_once=at_once, timeout=timeout, pause=pause, confirm=self.costs.append,
         )  # fmt: skip
 
     @property
@@ -64,7 +70,9 @@ def test_a_judging_from_end_to_end(contest: Contest, monkeypatch: pytest.MonkeyP
         assert verdict["reply"].endswith("better than the other.")
     assert {verdict["a_first"] for verdict in contest.verdicts} == {True, False}
     result = contest.result
-    assert (result["a"], result["b"], result["items"]) == ("fused.jsonl", "tuned.jsonl", 6)
+    assert (result["a"]["name"], result["b"]["file"], result["items"]) == ("fused", "tuned.jsonl", 6)
+    assert result["a"]["sha256"] == hashlib.sha256(contest.a.read_bytes()).hexdigest()
+    assert result["judge_url"] == contest.server.url
     assert result["win_rate"]["value"] == 0.5
     assert result["settings"] == {"judge_model": "rule", "order": "random", "ties": "forbid", "seed": 0}
     assert result["answered_as"] == ["rule-2026"]
@@ -204,7 +212,7 @@ def test_a_line_that_was_cut_off_is_asked_for_again(contest: Contest) -> None:
         contest()
 
 
-def test_other_settings_or_answers_are_another_judging(contest: Contest) -> None:
+def test_other_settings_are_another_judging(contest: Contest) -> None:
     contest()
     for settings, message in {
         "order": "order was 'random', is now 'both'",
@@ -214,18 +222,195 @@ def test_other_settings_or_answers_are_another_judging(contest: Contest) -> None
             contest(**{settings: "both"})
     assert contest(ties="half").win_rate.value == 3.5 / 6  # type: ignore[union-attr]
     assert contest.result["settings"]["ties"] == "half"
-    write_answers(contest.b, {**B, "p5": "4"})
-    with pytest.raises(OutputExistsError, match="answers was"):
-        contest()
     assert len(contest.server.asked) == 6
     (contest.output / "settings.json").unlink()
     with pytest.raises(OutputExistsError, match=r"no settings\.json of a judging"):
         contest()
 
 
+def test_verdicts_belong_to_their_answers(contest: Contest) -> None:
+    """A prompt less, and another answer: what was paid for is used again, and what is no longer asked left out."""
+    contest()
+    write_answers(contest.a, {prompt: worth for prompt, worth in A.items() if prompt != "p0"})
+    write_answers(contest.b, {prompt: worth for prompt, worth in {**B, "p5": "1"}.items() if prompt != "p0"}, "answer")
+    contest.server.asked.clear()
+    tally = contest()
+    assert contest.server.prompts() == ["p5"]
+    assert (tally.wins, tally.losses, tally.ties, tally.n) == (3, 1, 1, 5)
+    assert tally.prompt_tokens == 500
+    assert len(contest.verdicts) == 7
+
+
+@pytest.mark.parametrize("code", [400, 413, 422])
+def test_what_the_judge_refuses_is_counted_and_the_rest_judged(code: int, contest: Contest) -> None:
+    contest.server.faults = {prompt: [status(code, "too long")] * 5 for prompt in ("p0", "p1", "p5")}
+    tally = contest(at_once=1)
+    assert (tally.refused, tally.wins, tally.losses, tally.ties, tally.n) == (3, 1, 1, 1, 3)
+    assert "not counted: 3 refused" in str(tally)
+    assert contest.result["refused"] == 3
+    assert {each["prompt"] for each in contest.verdicts if each["problem"] == "refused"} == {"p0", "p1", "p5"}
+    assert all("too long" in each["reply"] for each in contest.verdicts if each["problem"] == "refused")
+    assert contest() == tally  # and is not asked again
+    assert len(contest.server.asked) == 6
+
+
+def test_one_refused_order_leaves_the_item_out(contest: Contest) -> None:
+    contest.server.faults = {"p0": [status(400)]}
+    tally = contest(order="both", at_once=1)
+    assert (tally.refused, tally.n) == (1, 5)
+    assert len(contest.server.asked) == 12
+
+
+def test_a_judge_that_refuses_from_the_beginning_is_not_asked_on(contest: Contest) -> None:
+    contest.server.faults = {prompt: [status(400, "no such parameter")] for prompt in A}
+    with pytest.raises(SettingsError, match=r"the first 3 questions are all refused: .*no such parameter.*0 of 6"):
+        contest(at_once=1)
+    assert contest.verdicts == []
+    assert len(contest.server.asked) < 6
+    contest.server.faults.clear()
+    assert contest().n == 6
+
+
+def test_the_only_prompts_refused_are_an_error_but_the_last_ones_are_not(contest: Contest) -> None:
+    def ask_about(*prompts: str) -> Tally:
+        for path, worth in ((contest.a, A), (contest.b, B)):
+            write_answers(path, {prompt: worth[prompt] for prompt in prompts})
+        return contest()
+
+    contest.server.faults = {prompt: [status(400)] * 2 for prompt in ("p0", "p1")}
+    with pytest.raises(SettingsError, match=r"HTTP 400: .*0 of 2 verdicts"):
+        ask_about("p0", "p1")
+    assert contest.verdicts == []
+    assert ask_about("p2", "p3").n == 2
+    tally = ask_about("p0", "p1", "p2", "p3")
+    assert (tally.refused, tally.n) == (2, 2)
+
+
+def test_verdicts_that_came_after_refusals_make_the_same_command_go_on(contest: Contest) -> None:
+    """The first three are refused while the fourth is being judged: with its verdict theirs are kept."""
+    reply = contest.server.reply
+    contest.server.faults = {prompt: [status(400)] * 2 for prompt in ("p0", "p1", "p2")}
+
+    def fourth_is_slow(asked: Any) -> Any:
+        if asked.prompt == "p3":
+            time.sleep(0.3)
+        return reply(asked)
+
+    contest.server.reply = fourth_is_slow  # type: ignore[method-assign]
+    with pytest.raises(SettingsError, match="the first 3 questions are all refused"):
+        contest(at_once=4)
+    assert {"p0", "p1", "p2", "p3"} <= {verdict["prompt"] for verdict in contest.verdicts}
+    tally = contest(at_once=1)
+    assert (tally.refused, tally.n) == (3, 3)
+
+
+def test_a_refusal_of_a_later_prompt_waits_for_the_first_ones(contest: Contest) -> None:
+    """Refusals come faster than answers: three of them before the first answer say nothing yet."""
+    refused, reply = threading.Semaphore(0), contest.server.reply
+    contest.server.faults = {prompt: [status(400)] for prompt in ("p1", "p2", "p3")}
+
+    def refusals_first(asked: Any) -> Any:
+        if asked.prompt in ("p1", "p2", "p3"):
+            refused.release()
+        else:
+            for _ in range(3):
+                refused.acquire(timeout=5)
+            refused.release(3)
+            time.sleep(0.05)
+        return reply(asked)
+
+    contest.server.reply = refusals_first  # type: ignore[method-assign]
+    tally = contest(at_once=6)
+    assert (tally.refused, tally.n) == (3, 3)
+
+
+def test_a_cells_repeated_questions_are_judged_each(contest: Contest) -> None:
+    for name, worths in (("a", ["9", "2", "9"]), ("b", ["1", "3", "1"])):
+        examples = [{"prompt": "p", "answer": f"worth {worth}"} for worth in worths]
+        record = {"method": name, "task": "chat", "seed": 1, "examples": examples}
+        (contest.output.parent / f"{name}.json").write_text(json.dumps(record))
+    contest.a, contest.b = contest.output.parent / "a.json", contest.output.parent / "b.json"
+    tally = contest()
+    assert (tally.wins, tally.losses, tally.n) == (2, 1, 3)
+    assert len(contest.server.asked) == 2  # the first and the last are the same question
+    assert contest.result["a"]["name"] == "a, seed 1"
+
+
+def test_a_judge_that_refuses_a_temperature_is_asked_without(
+    contest: Contest, caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = contest.server.reply
+
+    def picky(asked: Any) -> Any:
+        return status(400, "Unsupported value: 'temperature'")() if "temperature" in asked.body else reply(asked)
+
+    contest.server.reply = picky  # type: ignore[method-assign]
+    assert contest(at_once=1).n == 6
+    with_one = [asked for asked in contest.server.asked if "temperature" in asked.body]
+    assert (len(with_one), len(contest.server.asked)) == (1, 7)
+    assert caplog.text.count("rule refuses temperature 0") == 1
+
+
+def test_a_refusal_that_only_quotes_the_word_temperature_stays_one(contest: Contest) -> None:
+    contest.server.faults = {"p1": [status(400, "too long: 'What is the temperature'")] * 2}
+    tally = contest(at_once=1)
+    assert (tally.refused, tally.n) == (1, 5)
+    assert all("temperature" in asked.body for asked in contest.server.asked if asked.prompt != "p1")
+
+
+def test_a_date_to_come_back_is_waited_for(contest: Contest) -> None:
+    contest.server.faults = {
+        "p0": [status(503, Retry_After=formatdate(time.time() + 2, usegmt=True))],
+        "p1": [status(503, Retry_After=formatdate(time.time() - 100, usegmt=True))],
+        "p2": [status(503, Retry_After="soon")],
+    }
+    began = time.monotonic()
+    assert contest().n == 6
+    assert 0.9 < time.monotonic() - began < 5
+
+
+def interrupt() -> None:
+    """Ctrl-C, which reaches the main thread wherever it waits."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def test_ctrl_c_waits_for_one_timeout_and_not_for_all_attempts(contest: Contest) -> None:
+    """A server that hangs: after Ctrl-C no attempt follows the one under way, and no pause is waited out."""
+    hang, reply = threading.Event(), contest.server.reply
+
+    def hangs(asked: Any) -> Any:
+        hang.wait(20)
+        return reply(asked)
+
+    contest.server.reply = hangs  # type: ignore[method-assign]
+    began = time.monotonic()
+    timer = threading.Timer(0.3, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        contest(timeout=1.0, pause=30.0)
+    took = time.monotonic() - began
+    hang.set()
+    timer.join()
+    assert took < 3
+    assert len(contest.server.asked) == 3
+
+
+def test_ctrl_c_ends_a_pause(contest: Contest) -> None:
+    contest.server.faults = {prompt: [status(503, Retry_After="50")] for prompt in A}
+    timer = threading.Timer(0.5, interrupt)
+    timer.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        contest()
+    timer.join()
+    assert time.monotonic() - began < 3
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
+        (status(401), "refuses: HTTP 401"),
+        (status(403), "refuses: HTTP 403"),
         (status(404), r"refuses: HTTP 404: .*check judge_url, judge_model .*asked about 'p\d'"),
         (status(302, Location="http://127.0.0.1:9/"), "refuses: HTTP 302"),
         (body(b"<html>"), "no chat completion: b'<html>'"),
@@ -289,5 +474,10 @@ def test_an_address_that_is_none(contest: Contest) -> None:
     contest.server.url = "host:8000"
     with pytest.raises(SettingsError, match="judge_url starts with http"):
         contest()
+    for address in ("http://user:secret@host/v1", "http://host/v1?key=secret"):
+        contest.server.url = address
+        with pytest.raises(SettingsError, match=r"judge_url is an address alone.*give http://host/v1, and") as caught:
+            contest()
+        assert "secret" not in str(caught.value)
     with pytest.raises(SettingsError, match="at_once must be at least 1"):
         contest(at_once=0)

@@ -11,7 +11,19 @@ def test_points(difference: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "text"), [(0.0, "<\u00a00.001"), (0.0123, "0.012"), (0.0499, "0.0499"), (0.0501, "0.0501"), (None, "–")]
+    ("p", "text"),
+    [
+        (0.0, "<\u00a00.001"),
+        (0.0123, "0.012"),
+        (0.0499, "0.0499"),
+        (0.04996, "0.04996"),
+        (0.049_999_6, "0.0499996"),
+        (0.05, "0.0500"),
+        (0.05004, "0.0500"),
+        (0.0501, "0.0501"),
+        (1.0, "1.000"),
+        (None, "–"),
+    ],
 )
 def test_p_values_never_hide_the_side_of_the_level(p: float | None, text: str) -> None:
     assert wording.p_value(p) == text
