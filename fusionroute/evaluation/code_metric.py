@@ -12,14 +12,15 @@ import evaluate  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import numpy as np
 
 from fusionroute.errors import SettingsError
-from fusionroute.evaluation.sandbox import run_programs
+from fusionroute.evaluation.sandbox import PASSED, outcomes
 
 NAME = "code_eval"
 SECONDS = 3.0  # as in HumanEval's own harness
 MEGABYTES = 1024
 NOT_ALLOWED = (
     "{task} runs the code that models write; it would run in a sandbox that contains accidents (limits of time and "
-    "memory, no files, processes or network) but is no prison for an attacker. Say `allow_code: true` or --allow-code"
+    "memory; files, processes and network refused) but is no prison for an attacker. "
+    "Say `allow_code: true` or --allow-code"
 )
 
 # Candidates of one question: (number, what became of it), as in the original's second result.
@@ -44,7 +45,7 @@ class SandboxedCodeEval:
         num_workers: int | None = None,
         timeout: float | None = None,
     ) -> tuple[dict[str, float], Details]:
-        """pass@k over all questions, and what became of each candidate.
+        """pass@k over all questions, and what became of each candidate: the ``result`` is one of `sandbox.outcomes`.
 
         Args:
             references: the tests of each question.
@@ -57,11 +58,11 @@ class SandboxedCodeEval:
             raise ValueError(f"got {len(references)} references and {len(predictions)} predictions; give one for each")
         owners = [at for at, candidates in enumerate(predictions) for _ in candidates]
         programs = [f"{c}\n{tests}" for cs, tests in zip(predictions, references, strict=True) for c in cs]
-        passed = run_programs(programs, seconds=timeout or self.seconds, megabytes=self.megabytes)
+        results = outcomes(programs, seconds=timeout or self.seconds, megabytes=self.megabytes)
         details: Details = {at: [] for at in range(len(predictions))}
-        for at, ok in zip(owners, passed, strict=True):
+        for at, result in zip(owners, results, strict=True):
             number = len(details[at])
-            outcome = {"task_id": at, "passed": ok, "result": "passed" if ok else "failed", "completion_id": number}
+            outcome = {"task_id": at, "passed": result == PASSED, "result": result, "completion_id": number}
             details[at].append((number, outcome))
         return _pass_at(k, details), details
 

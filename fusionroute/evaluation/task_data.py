@@ -117,6 +117,16 @@ def unreadable(task: str, config: Config, error: Exception, data: object) -> Dat
     return DataError(f"the data of task {task!r} ({data}) {problem}; it needs {', '.join(columns(config))}")
 
 
+def unbuildable(task: str, config: Config, error: Exception) -> DataError:
+    """One line for a task whose own functions and templates do not fit the data set that it names."""
+    problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    name = f" {config['dataset_path']}" if config.get("dataset_path") else ""
+    return DataError(
+        f"task {task!r} cannot be made from its data set{name} ({problem}); put its functions and templates right, or "
+        "give rows that fit by `data`"
+    )
+
+
 def hub_answers(seconds: float = 3.0) -> bool:
     """Whether the hub can be asked at all; `datasets` finds out by half a minute of retries."""
     if constants.HF_HUB_OFFLINE:

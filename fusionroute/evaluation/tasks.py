@@ -4,9 +4,11 @@ Knows nothing of models or methods.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,16 +31,19 @@ from fusionroute.evaluation.task_data import (
     local_data,
     offline,
     shots_split,
+    unbuildable,
     unreachable,
     unreadable,
 )
-from fusionroute.evaluation.task_index import TASKS, Registry, TaskNames, first_task, raw_config
+from fusionroute.evaluation.task_index import OWN, TASKS, Registry, TaskNames, first_task, raw_config
 
 # Libraries that lm-eval leaves to its extras, by what a task imports.
 EXTRAS = {
     "math": ("math_verify", "sympy", "antlr4", "latex2sympy2_extended"),
     "ifeval": ("langdetect", "immutabledict", "nltk"),
 }
+TOO_OLD = re.compile(r"pip install|\bversion\b.* is not >=")  # how lm-eval's tasks assert that a library will do
+MEANS = ("mean", "nanmean", "agg_inst_level_acc")  # aggregations by their functions' names
 NO_DATA = (ConnectionError, FileNotFoundError)  # what `datasets` raises for a data set that it cannot get
 
 
@@ -85,7 +90,8 @@ class TaskLibrary:
             allow_code: tasks that run what models have written may do so, in the sandbox.
 
         Raises:
-            SettingsError: an unknown task, metric or split; code without permission; a library that is not installed.
+            SettingsError: an unknown task, metric or split; code without permission; a library that is not installed;
+                a task whose functions cannot be imported.
             DataError: data that cannot be reached or does not fit.
         """
         entry, registry = self.names.find(settings.task)
@@ -96,7 +102,7 @@ class TaskLibrary:
             block.enter_context(_errors_only())
             block.enter_context(sandboxed_code_eval(allow_code=allow_code, task=f"task {settings.task!r}"))
             with _installed(settings.task):
-                if "ifeval" in str(first.yaml_path):
+                if _is_ifeval(first):
                     block.enter_context(nothing_fetched())
                 is_local = settings.data is not None or config.get("custom_dataset") is not None
                 block.enter_context(offline(not is_local and not self._hub_answers))
@@ -138,24 +144,31 @@ class TaskLibrary:
             raise
         except NO_DATA as error:
             raise unreachable(settings.task, config, shots, error) from error
-        except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
+        except (jinja2.TemplateError, AttributeError, LookupError, TypeError, ValueError) as error:
             if settings.data is None:
-                raise
+                raise unbuildable(settings.task, config, error) from error
             raise unreadable(settings.task, config, error, settings.data) from error
 
 
 def primary_metric(task: Task, wanted: str | None = None) -> str:
     """The metric that a task is judged by, as lm-eval writes it: ``name,filter``.
 
+    It is a mean over the questions of which more is better, so that it can be averaged, paired and resampled.
+
     Args:
-        wanted: None is the task's first metric after its first filter; a name alone takes the first filter.
+        wanted: None is the task's first such metric after its first filter; a name alone takes the first filter.
 
     Raises:
-        SettingsError: the task has no such metric; the nearest is named.
+        SettingsError: the task has no such metric, such as one of perplexities; the nearest is named.
     """
     filters = [each.name for each in task._filters]
-    names = [name for metric in task.aggregation() for name in _result_names(task, metric)]
+    names = [name for metric in task.aggregation() if _is_mean(task, metric) for name in _result_names(task, metric)]
     allowed = [f"{name},{each}" for name in names for each in filters]
+    if not allowed:
+        raise SettingsError(
+            f"task {task.task_name!r} has no metric that is a mean over its questions, more being better (it has "
+            f"{', '.join(task.aggregation())}), so methods cannot be compared on it question by question"
+        )
     if wanted is None:
         return allowed[0]
     full = wanted if "," in wanted else f"{wanted},{filters[0]}"
@@ -197,6 +210,12 @@ def _leaves(built: Task | Group | list[Task]) -> list[Task]:
     return built if isinstance(built, list) else [built]
 
 
+def _is_mean(task: Task, metric: str) -> bool:
+    """A mean (of parts too, as IFEval's of instructions), or code's pass@k, and more of it is better."""
+    name = getattr(task.aggregation()[metric], "__name__", "")
+    return name in MEANS and bool(task.higher_is_better().get(metric, True))
+
+
 def _result_names(task: Task, metric: str) -> list[str]:
     """The names under which a metric's values appear: pass@k gives one for each k."""
     ks = getattr(task, "_metric_fn_kwargs", {}).get(metric, {}).get("k")
@@ -219,12 +238,42 @@ def _installed(task: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, AssertionError) as error:
-        missing = getattr(error, "name", None) or str(error)
-        extra = next((extra for extra, names in EXTRAS.items() if any(name in missing for name in names)), None)
-        if extra is None and not isinstance(error, ImportError):
-            raise
+        missing = _missing_library(error)
+        if missing is None:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+            raise SettingsError(
+                f"task {task!r} cannot be imported: {what}; install what it asks for or put its functions right"
+            ) from error
+        extra = _extra(missing)
         what = f"'lm-eval[{extra}]'" if extra else missing
         raise SettingsError(f"task {task!r} needs libraries that are not installed: pip install {what}") from error
+
+
+def _missing_library(error: BaseException | None) -> str | None:
+    """The library that is not there, or the line in which lm-eval asks for another version; None if it is not that.
+
+    lm-eval's tasks wrap what Python says in errors of their own, which name no module.
+    """
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name and find_spec(error.name.partition(".")[0]) is None:
+            return error.name.partition(".")[0]
+        if isinstance(error, AssertionError) and TOO_OLD.search(str(error)) and _extra(str(error)):
+            return str(error)
+        error = error.__cause__
+    return None
+
+
+def _extra(missing: str) -> str | None:
+    """lm-eval's extra that brings the library."""
+    return next((extra for extra, names in EXTRAS.items() if any(name in missing for name in names)), None)
+
+
+def _is_ifeval(entry: Entry) -> bool:
+    """One of lm-eval's own variants of IFEval, which fetch as they are imported; not a folder of that name."""
+    if entry.yaml_path is None:
+        return False
+    path, own = entry.yaml_path.resolve(), OWN.resolve()
+    return path.is_relative_to(own) and "ifeval" in str(path.relative_to(own))
 
 
 @contextmanager

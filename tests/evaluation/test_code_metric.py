@@ -22,7 +22,20 @@ def test_the_contract_of_the_original() -> None:
     )
     assert found == {"pass@1": 0.25, "pass@2": 0.5}
     assert [[outcome["passed"] for _, outcome in details[task]] for task in (0, 1)] == [[True, False], [False, False]]
-    assert details[0][1] == (1, {"task_id": 0, "passed": False, "result": "failed", "completion_id": 1})
+    failed = "failed: AssertionError"
+    assert details[0][1] == (1, {"task_id": 0, "passed": False, "result": failed, "completion_id": 1})
+
+
+def test_the_details_tell_what_became_of_each_candidate() -> None:
+    candidates = [RIGHT, WRONG, f"open('x')\n{RIGHT}", f"while True: pass\n{RIGHT}"]
+    _, details = SandboxedCodeEval(seconds=0.5).compute(references=[TESTS], predictions=[candidates], k=[1])
+    refused = "refused: a program in the sandbox may not use open"
+    assert [outcome["result"] for _, outcome in details[0]] == [
+        "passed",
+        "failed: AssertionError",
+        refused,
+        "timed out",
+    ]
 
 
 def test_a_k_above_the_number_of_candidates_is_left_out() -> None:
