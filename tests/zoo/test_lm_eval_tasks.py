@@ -31,7 +31,8 @@ def answers(examples: list[Example]) -> dict[str, str]:
 
 def test_every_task_of_the_zoo_is_there(library: TaskLibrary) -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {*TASKS, "zoo"}
-    assert [task.task_name for task in library.load(TaskSettings(task="zoo"))] == [f"zoo_{task}" for task in TASKS]
+    found = library.load(TaskSettings(task="zoo", limit=100))
+    assert [task.task_name for task in found] == [f"zoo_{task}" for task in TASKS]
 
 
 def test_questions_and_verdicts_are_those_of_the_contest(library: TaskLibrary) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fusionroute.errors import OutputExistsError
-from fusionroute.evaluation.answer_log import AnswerLog
 from fusionroute.evaluation.compare.lineup import Entry, Shared, fingerprints
 from fusionroute.evaluation.compare.settings import CompareSettings, slug
+from fusionroute.evaluation.harness.answer_log import AnswerLog
 from fusionroute.evaluation.tasks import TaskSettings
 from fusionroute.output import write_json
 

@@ -10,14 +10,14 @@ import lm_eval
 from lm_eval.api.task import Task
 
 from fusionroute.engine.sequence import Completion
-from fusionroute.evaluation.answer_log import AnswerLog
-from fusionroute.evaluation.code_metric import sandboxed_code_eval
 from fusionroute.evaluation.compare.cells import Cell, Record
 from fusionroute.evaluation.compare.cost import peak_memory, reset_peak, tokens_read
 from fusionroute.evaluation.compare.lineup import Contestant
 from fusionroute.evaluation.compare.settings import CompareSettings
-from fusionroute.evaluation.method_lm import MethodLM
+from fusionroute.evaluation.harness.answer_log import AnswerLog
+from fusionroute.evaluation.harness.method_lm import MethodLM
 from fusionroute.evaluation.tasks import primary_metric, scores
+from fusionroute.evaluation.tasks.code_metric import sandboxed_code_eval
 from fusionroute.terminal import pieces
 
 Samples = list[Mapping[str, Any]]

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from fusionroute.environment import git_commit, machine, versions
 from fusionroute.errors import FusionRouteError
-from fusionroute.evaluation.answer_log import AnswerLog
 from fusionroute.evaluation.compare import cells as kept_cells
 from fusionroute.evaluation.compare import questions
 from fusionroute.evaluation.compare.cells import Cell, Record, cells, identity
@@ -23,6 +22,7 @@ from fusionroute.evaluation.compare.lineup import Shared
 from fusionroute.evaluation.compare.measure import measure
 from fusionroute.evaluation.compare.results import results
 from fusionroute.evaluation.compare.settings import CompareSettings
+from fusionroute.evaluation.harness.answer_log import AnswerLog
 from fusionroute.evaluation.report import write_report
 from fusionroute.evaluation.tasks import TaskLibrary, TaskSettings
 from fusionroute.output import clear_leftovers, write_json

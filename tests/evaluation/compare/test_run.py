@@ -11,10 +11,10 @@ import yaml
 from rich.console import Console
 
 from fusionroute.errors import OutputExistsError, SettingsError
-from fusionroute.evaluation.answer_log import AnswerLog
 from fusionroute.evaluation.compare import run
 from fusionroute.evaluation.compare.run import REPORT, RESULTS, compare
 from fusionroute.evaluation.compare.settings import CompareSettings
+from fusionroute.evaluation.harness.answer_log import AnswerLog
 from fusionroute.evaluation.judge.win_rate import JudgeSettings, win_rate
 from fusionroute.methods.averaging import Averaging
 from fusionroute.models.loading import load_model, load_tokenizer

@@ -19,7 +19,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from fusionroute.errors import SettingsError
 
 OWN = Path(lm_eval.tasks.__file__).parent
-OURS = Path(__file__).with_name("lm_eval_tasks")  # what lm-eval lacks
+OURS = Path(__file__).with_name("own")  # what lm-eval lacks
 LINE = re.compile(rb"""^["']?(task|group)["']?[ \t]*:[ \t]*["']?([^"'\s#]+)["']?[ \t]*(?:#.*)?\r?$""", re.MULTILINE)
 TASKS = (Kind.TASK, Kind.PY_TASK)
 

@@ -7,7 +7,7 @@ import pytest
 
 from fusionroute.engine.sequence import Completion, TraceRecord
 from fusionroute.errors import OutputExistsError
-from fusionroute.evaluation.answer_log import AnswerLog
+from fusionroute.evaluation.harness.answer_log import AnswerLog
 
 TRACE = [TraceRecord(5, "math", (0.25, 0.75), "both", -0.5, ((5, -0.5), (6, -1.0))), TraceRecord(6, "code")]
 ANSWER = Completion("a\N{LINE SEPARATOR}b\u2603", [5, 6], "stop", TRACE)

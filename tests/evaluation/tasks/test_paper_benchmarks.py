@@ -13,11 +13,11 @@ import pytest
 from huggingface_hub import constants
 
 from fusionroute.config import read_yaml
-from fusionroute.evaluation.task_index import TaskNames, own_names
 from fusionroute.evaluation.tasks import TaskLibrary, TaskSettings, scores
+from fusionroute.evaluation.tasks.index import TaskNames, own_names
 from scripted_lm import ScriptedLM
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAPER = ROOT / "configs" / "paper" / "evaluate"
 STAND_INS = ROOT / "tests" / "data" / "benchmarks"
 

@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub import constants
 
 from fusionroute.errors import DataError, SettingsError
-from fusionroute.evaluation.task_data import columns, hub_answers, offline
-from fusionroute.evaluation.task_index import TaskNames
 from fusionroute.evaluation.tasks import TaskLibrary, TaskSettings, primary_metric, sample_score, scores
+from fusionroute.evaluation.tasks.data import columns, hub_answers, offline
+from fusionroute.evaluation.tasks.index import TaskNames
 
 ROWS = [{"question": "1+1?", "answer": "#### 2"}, {"question": "1+2?", "answer": "#### 3"}]
 IFEVAL = {"key": 1, "prompt": "Write three sentences.", "kwargs": [{"relation": "at least", "num_sentences": 3}]}
@@ -196,7 +196,7 @@ def test_data_out_of_reach_says_how_to_make_it_local(library: TaskLibrary) -> No
 
 
 def test_a_group_out_of_reach_names_its_first_task() -> None:
-    library = TaskLibrary([Path(__file__).parents[2] / "configs" / "paper" / "evaluate" / "tasks"])
+    library = TaskLibrary([Path(__file__).parents[3] / "configs" / "paper" / "evaluate" / "tasks"])
     with pytest.raises(
         DataError, match=r"'safe_bbh' needs the data set SaylorTwift/bbh.*one by one \(bbh_cot_fewshot_bool"
     ):
@@ -213,7 +213,7 @@ def test_without_network_nothing_is_retried(library: TaskLibrary, monkeypatch: p
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("fusionroute.evaluation.task_data.getproxies", dict)
+    monkeypatch.setattr("fusionroute.evaluation.tasks.data.getproxies", dict)
     monkeypatch.setattr(socket, "create_connection", refuse)
     fresh = TaskLibrary()
     for _ in range(2):
@@ -227,7 +227,7 @@ def test_a_hub_that_answers_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr("fusionroute.evaluation.task_data.getproxies", dict)
+        monkeypatch.setattr("fusionroute.evaluation.tasks.data.getproxies", dict)
         assert hub_answers()
     assert not hub_answers(seconds=0.2)
     with offline(True):
@@ -457,3 +457,14 @@ def test_open_prompts_come_with_the_package(tmp_path: Path) -> None:
         {"answered": 1.0},
         {"answered": 0.0},
     ]
+
+
+def test_a_group_of_unequal_tasks_that_count_alike_is_named_task_by_task() -> None:
+    from fusionroute.zoo.lm_eval import FOLDER
+
+    library = TaskLibrary([FOLDER])
+    with pytest.raises(
+        SettingsError, match=r"group 'zoo' counts each of its tasks the same.*zoo_sums.*limit .*\(100\)"
+    ):
+        library.load(TaskSettings(task="zoo"), allow_code=True)
+    assert len(library.load(TaskSettings(task="zoo", limit=3), allow_code=True)) == 7

@@ -1,6 +1,7 @@
 """Our engine under lm-eval's tasks: one model gives what lm-eval's own ``hf`` model gives; nothing fails silently."""
 
 import json
+import pkgutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.sequence import Completion
 from fusionroute.errors import ModelOutputError, PromptError, RequestTooLargeError, SettingsError
 from fusionroute.evaluation.harness import FusionRouteLM, MethodLM
-from fusionroute.evaluation.likelihoods import Likelihoods, Limits
+from fusionroute.evaluation.harness.likelihoods import Likelihoods, Limits
 from fusionroute.methods.averaging import Averaging
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.methods.sequence_selection import SequenceSelection
@@ -553,8 +554,8 @@ def test_model_arguments_are_checked(arguments: dict[str, Any], message: str, te
 
 
 def test_later_releases_of_lm_eval_find_the_model_by_its_entry_point() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"]["lm_eval.models"] == {
-        "fusionroute": f"{FusionRouteLM.__module__}:{FusionRouteLM.__qualname__}"
-    }
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    ((name, place),) = project["entry-points"]["lm_eval.models"].items()
+    assert name == "fusionroute"
+    assert pkgutil.resolve_name(place) is FusionRouteLM
     assert lm_eval.api.registry.get_model("fusionroute") is FusionRouteLM

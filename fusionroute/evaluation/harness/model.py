@@ -17,7 +17,7 @@ from fusionroute.config import Settings
 from fusionroute.engine.engine import MAX_BATCH
 from fusionroute.engine.method import Method
 from fusionroute.errors import SettingsError
-from fusionroute.evaluation.method_lm import MAX_NEW_TOKENS, MethodLM
+from fusionroute.evaluation.harness.method_lm import MAX_NEW_TOKENS, MethodLM
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.methods.single import Single
 from fusionroute.models.loading import ModelReference, load_model, load_tokenizer

@@ -17,9 +17,9 @@ from fusionroute.engine.method import Method
 from fusionroute.engine.sequence import Completion
 from fusionroute.engine.sequence import Sequence as Written
 from fusionroute.errors import ModelOutputError, PromptError, SettingsError
-from fusionroute.evaluation.answer_log import AnswerLog
-from fusionroute.evaluation.decoding import Decoding, parse_decoding
-from fusionroute.evaluation.likelihoods import Likelihoods, Limits, Request, Score
+from fusionroute.evaluation.harness.answer_log import AnswerLog
+from fusionroute.evaluation.harness.decoding import Decoding, parse_decoding
+from fusionroute.evaluation.harness.likelihoods import Likelihoods, Limits, Request, Score
 from fusionroute.models.prompt import TEMPLATES, PromptFormat
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import evaluate
 import pytest
 
 from fusionroute.errors import SettingsError
-from fusionroute.evaluation.code_metric import SandboxedCodeEval, pass_at_k, sandboxed_code_eval, uses_sandbox
+from fusionroute.evaluation.tasks.code_metric import SandboxedCodeEval, pass_at_k, sandboxed_code_eval, uses_sandbox
 
 TESTS = "assert add(2, 3) == 5"
 RIGHT, WRONG = "def add(a, b):\n    return a + b", "def add(a, b):\n    return a * b"

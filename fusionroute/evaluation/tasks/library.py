@@ -5,6 +5,7 @@ Knows nothing of models or methods.
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -23,9 +24,8 @@ from pydantic import Field, field_validator, model_validator
 
 from fusionroute.config import Settings, nearest
 from fusionroute.errors import FusionRouteError, SettingsError
-from fusionroute.evaluation.code_metric import NOT_ALLOWED, sandboxed_code_eval, uses_sandbox
-from fusionroute.evaluation.sentences import check_splitter, nothing_fetched
-from fusionroute.evaluation.task_data import (
+from fusionroute.evaluation.tasks.code_metric import NOT_ALLOWED, sandboxed_code_eval, uses_sandbox
+from fusionroute.evaluation.tasks.data import (
     FORMATS,
     hub_answers,
     local_data,
@@ -35,7 +35,8 @@ from fusionroute.evaluation.task_data import (
     unreachable,
     unreadable,
 )
-from fusionroute.evaluation.task_index import OWN, TASKS, Registry, TaskNames, first_task, raw_config
+from fusionroute.evaluation.tasks.index import OWN, TASKS, Registry, TaskNames, first_task, raw_config
+from fusionroute.evaluation.tasks.sentences import check_splitter, nothing_fetched
 
 # Libraries that lm-eval leaves to its extras, by what a task imports.
 EXTRAS = {
@@ -139,7 +140,11 @@ class TaskLibrary:
         if settings.data is not None:
             overrides |= local_data(settings.task, config, settings.data, shots)
         try:
-            return list(_leaves(TaskFactory().build(entry, overrides=overrides, registry=registry)))
+            built = TaskFactory().build(entry, overrides=overrides, registry=registry)
+            tasks = _leaves(built)
+            if isinstance(built, Group) and not _is_pooled(built):
+                _check_alike(settings, tasks)
+            return tasks
         except FusionRouteError:
             raise
         except NO_DATA as error:
@@ -208,6 +213,22 @@ def _leaves(built: Task | Group | list[Task]) -> list[Task]:
     if isinstance(built, Group):
         return list(built.get_all_tasks())
     return built if isinstance(built, list) else [built]
+
+
+def _is_pooled(group: Group) -> bool:
+    """Whether every question of the group counts the same, rather than every task."""
+    return all(metric.weight_by_size for metric in group.aggregate_metric_list or ())
+
+
+def _check_alike(settings: TaskSettings, tasks: list[Task]) -> None:
+    """Raises `SettingsError` for a group whose tasks count the same though they have more or fewer questions."""
+    sizes = {task.task_name: min(len(task.eval_docs), settings.limit or sys.maxsize) for task in tasks}
+    if len(set(sizes.values())) > 1:
+        raise SettingsError(
+            f"group {settings.task!r} counts each of its tasks the same, but a comparison counts each question of a "
+            f"group; name its tasks one by one ({', '.join(sizes)}), or set a limit that all of them reach "
+            f"({min(sizes.values())})"
+        )
 
 
 def _is_mean(task: Task, metric: str) -> bool:
