@@ -17,7 +17,7 @@ from fusionroute.environment import git_commit, machine, versions
 from fusionroute.errors import FusionRouteError
 from fusionroute.evaluation.compare import cells as kept_cells
 from fusionroute.evaluation.compare import questions
-from fusionroute.evaluation.compare.cells import Cell, Record, cells, identity
+from fusionroute.evaluation.compare.cells import CELLS_FOLDER, Cell, Record, cells, identity
 from fusionroute.evaluation.compare.lineup import Shared
 from fusionroute.evaluation.compare.measure import measure
 from fusionroute.evaluation.compare.results import results
@@ -25,7 +25,7 @@ from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.evaluation.harness.answer_log import AnswerLog
 from fusionroute.evaluation.report import write_report
 from fusionroute.evaluation.tasks import TaskLibrary, TaskSettings
-from fusionroute.output import clear_leftovers, write_json
+from fusionroute.output import clear_leftovers, refuse_existing, write_json
 from fusionroute.terminal import RichProgress
 
 RESULTS, REPORT = "results.json", "report.html"
@@ -53,10 +53,12 @@ def compare(
         What ``results.json`` holds.
 
     Raises:
-        OutputExistsError: ``output`` has cells of other settings.
+        OutputExistsError: ``output`` holds something else, or cells of other settings.
         SettingsError, CheckpointError: before anything is measured, wherever possible.
     """
     output = Path(output)
+    if not (output / CELLS_FOLDER).is_dir():
+        refuse_existing(output)
     clear_leftovers(output)
     shared = Shared(settings.experts, settings.base, settings.scorer, settings.prompt, settings.device, settings.dtype)
     library = TaskLibrary(settings.include)
@@ -64,13 +66,13 @@ def compare(
         task.task: _asked(library.load(task, allow_code=settings.allow_code), task, settings) for task in settings.tasks
     }
     wanted = list(cells(settings, [task for task, each in asked.items() if each.are_drawn]))
-    missing = _missing(wanted, settings, shared, output, asked, overwrite=overwrite)
-    for entry in {(cell.method, cell.seed): cell.entry for cell, _ in missing}.values():
+    for entry in {(cell.method, cell.seed): cell.entry for cell in wanted}.values():
         entry.check(shared)
+    missing = _missing(wanted, settings, shared, output, asked, overwrite=overwrite)
     progress = progress or RichProgress(Console(quiet=True))
     failed = _measure(missing, asked, library, settings, shared, output, progress)
     measured = [kept_cells.read(path) for cell in wanted if (path := cell.path(output)).is_file()]
-    record = _record(settings, results(settings, measured), failed, command)
+    record = _record(settings, measured, failed, command)
     write_json(output / RESULTS, record)
     write_report(record, measured, output / REPORT, examples=report_examples)
     return record
@@ -131,6 +133,7 @@ def _measure(
             for cell, _ in of_one:
                 progress.advance(asked[cell.task.task].items, cell.label)
                 failed.append(_failure(cell, error))
+            _free()
             continue
         for cell, expected in of_one:
             bar = _CellProgress(progress, cell.label, asked[cell.task.task].items)
@@ -178,17 +181,21 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _record(settings: CompareSettings, found: Record, failed: list[Record], command: str) -> dict[str, Any]:
+def _record(
+    settings: CompareSettings, measured: Sequence[Record], failed: list[Record], command: str
+) -> dict[str, Any]:
+    """The whole of ``results.json``; versions and machine are those of the newest cell, commits those of all."""
+    newest = max(measured, key=lambda cell: cell["date"], default={"versions": versions(), "machine": machine()})
     return {
         "format": "fusionroute.comparison",
         "title": settings.title or "Comparison",
         "command": command,
-        "commit": git_commit(),
+        "commit": ", ".join(sorted({cell["commit"] for cell in measured})) or git_commit(),
         "date": _now(),
-        "versions": versions(),
-        "machine": machine(),
+        "versions": newest["versions"],
+        "machine": newest["machine"],
         "settings": settings.model_dump(mode="json", exclude_unset=True),
-        **found,
+        **results(settings, measured),
         "failed": failed,
     }
 

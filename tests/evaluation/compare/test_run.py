@@ -160,6 +160,14 @@ def test_other_conditions_are_refused_until_asked_for(settings: Callable[..., Co
     assert all(before[path] != after for path, after in stamps(tmp_path).items())
 
 
+def test_nobody_elses_folder_is_written_to(settings: Callable[..., CompareSettings], tmp_path: Path) -> None:
+    (tmp_path / RESULTS).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError, match=r"already holds results.json"):
+            measured(settings(), tmp_path, overwrite=overwrite)
+    assert (tmp_path / RESULTS).read_text() == "mine"
+
+
 def test_an_interruption_loses_no_finished_cell(
     settings: Callable[..., CompareSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
