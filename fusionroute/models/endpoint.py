@@ -81,7 +81,7 @@ class ChatEndpoint:
         self.model = model
         self.pause = pause
         self.timeout = timeout if timeout is not None else TIMEOUT
-        self.stop = stop
+        self.stop = stop or threading.Event()
         self.takes_temperature = True
         self.opener = build_opener(_StayHere)
 
@@ -98,17 +98,10 @@ class ChatEndpoint:
                 return self._ask_at_a_temperature(messages)
             except _TryAgain as error:
                 failure = error
-            if attempt + 1 < ATTEMPTS:
-                self._wait(min(failure.wait or self.pause * 2**attempt, LONGEST_WAIT))
-                if self.stop is not None and self.stop.is_set():
-                    raise FusionRouteError(f"stopped asking the judge at {self.address}, which had failed by {failure}")
+            pause = min(failure.wait or self.pause * 2**attempt, LONGEST_WAIT)
+            if attempt + 1 < ATTEMPTS and self.stop.wait(pause):
+                raise FusionRouteError(f"stopped asking the judge at {self.address}, which had failed by {failure}")
         raise FusionRouteError(f"the judge at {self.address} failed {ATTEMPTS} times, the last time by {failure}")
-
-    def _wait(self, seconds: float) -> None:
-        if self.stop is None:
-            time.sleep(seconds)
-        else:
-            self.stop.wait(seconds)
 
     def _ask_at_a_temperature(self, messages: Sequence[Message]) -> Reply:
         """At temperature 0 unless it refuses that: a refusal that names it, of what is then answered without it."""

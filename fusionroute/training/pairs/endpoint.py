@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 from fusionroute.models.endpoint import ATTEMPTS, ChatEndpoint
 from fusionroute.models.prompt import Prompt, as_text
@@ -29,12 +30,17 @@ class Endpoint:
     """
 
     def __init__(self, url: str, model: str, *, at_once: int = 8, pause: float = 1.0):
-        self.endpoint = ChatEndpoint(url, model, pause=pause)
+        self.stop = Event()
+        self.endpoint = ChatEndpoint(url, model, pause=pause, stop=self.stop)
         self.at_once = at_once
 
     def __call__(self, rows: Sequence[Row], answers: Sequence[str]) -> list[float | None]:
         with ThreadPoolExecutor(self.at_once) as pool:
-            return list(pool.map(self._judge, [row["prompt"] for row in rows], answers))
+            try:
+                return list(pool.map(self._judge, [row["prompt"] for row in rows], answers))
+            except BaseException:
+                self.stop.set()  # whoever waits to ask again need not: nobody wants to know any more
+                raise
 
     def _judge(self, prompt: Prompt, answer: str) -> float | None:
         question = QUESTION.format(prompt=as_text(prompt), answer=answer)

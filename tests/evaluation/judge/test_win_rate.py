@@ -137,9 +137,9 @@ def test_nothing_but_nonsense(contest: Contest) -> None:
 def test_what_passes_is_waited_for(contest: Contest) -> None:
     contest.server.faults = {
         "p0": [status(500), status(429, Retry_After="0"), status(503)],
-        "p1": [late(0.6)],
+        "p1": [late(3)],
     }
-    assert contest(timeout=0.3).n == 6
+    assert contest(timeout=1.5).n == 6
     assert contest.server.prompts().count("p0") == 4
     assert contest.server.prompts().count("p1") == 2
 
@@ -291,9 +291,13 @@ def test_verdicts_that_came_after_refusals_make_the_same_command_go_on(contest: 
     reply = contest.server.reply
     contest.server.faults = {prompt: [status(400)] * 2 for prompt in ("p0", "p1", "p2")}
 
+    fourth_is_asked = threading.Event()
+
     def fourth_is_slow(asked: Any) -> Any:
         if asked.prompt == "p3":
-            time.sleep(0.3)
+            fourth_is_asked.set()
+            time.sleep(1.5)
+        assert fourth_is_asked.wait(10)  # so that it is under way when the others are refused
         return reply(asked)
 
     contest.server.reply = fourth_is_slow  # type: ignore[method-assign]
@@ -366,7 +370,7 @@ def test_a_date_to_come_back_is_waited_for(contest: Contest) -> None:
     }
     began = time.monotonic()
     assert contest().n == 6
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 30
 
 
 def interrupt() -> None:
@@ -391,7 +395,7 @@ def test_ctrl_c_waits_for_one_timeout_and_not_for_all_attempts(contest: Contest)
     took = time.monotonic() - began
     hang.set()
     timer.join()
-    assert took < 3
+    assert took < 15
     assert len(contest.server.asked) == 3
 
 
@@ -403,7 +407,7 @@ def test_ctrl_c_ends_a_pause(contest: Contest) -> None:
     with pytest.raises(KeyboardInterrupt):
         contest()
     timer.join()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(

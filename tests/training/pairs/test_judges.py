@@ -1,5 +1,6 @@
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 
 import tiny
 from fusionroute.errors import FusionRouteError, SettingsError
-from fusionroute.models import endpoint
+from fusionroute.models import endpoint as models_endpoint
+from fusionroute.training.pairs import endpoint
 from fusionroute.training.pairs.endpoint import Endpoint, read_score
 from fusionroute.training.pairs.judges import Checker, RewardJudge, make_judge
 from fusionroute.training.settings import PairSettings
@@ -165,7 +167,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long it would have waited."""
     waited: list[float] = []
-    monkeypatch.setattr(endpoint.time, "sleep", waited.append)
+
+    class Recorded(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0.0)
+            return self.is_set()
+
+    monkeypatch.setattr(endpoint, "Event", Recorded)
     return waited
 
 
@@ -203,6 +211,15 @@ def test_what_does_not_pass_is_said(served: Served, pauses: list[float]) -> None
     assert pauses == [1, 2, 4, 8]
 
 
+def test_when_one_question_ends_it_the_others_ask_no_more(served: Served) -> None:
+    """A refusal ends the judging; whoever waits for a busy endpoint does not wait on."""
+    served.replies = {"2": [says("busy", 503, Retry_After="60")], "3": [says("no", 401)]}
+    began = time.monotonic()
+    with pytest.raises(SettingsError, match="401"):
+        Endpoint(served.url, "m")([*ROWS[:1], *ROWS[1:2]], ["3", "2"])
+    assert time.monotonic() - began < 20
+
+
 def test_nobody_there_is_said(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as free:
@@ -221,7 +238,7 @@ def test_no_answer_in_time_is_tried_again(served: Served, pauses: list[float], m
         return reply(body)
 
     monkeypatch.setattr(served, "reply", first_one_late)
-    monkeypatch.setattr(endpoint, "TIMEOUT", 0.2)
+    monkeypatch.setattr(models_endpoint, "TIMEOUT", 1.0)
     assert Endpoint(served.url, "m")(ROWS[:1], ["2"]) == [8.0]
     late.set()
     assert len(served.requests) == 2
