@@ -291,13 +291,17 @@ def test_verdicts_that_came_after_refusals_make_the_same_command_go_on(contest: 
     reply = contest.server.reply
     contest.server.faults = {prompt: [status(400)] * 2 for prompt in ("p0", "p1", "p2")}
 
-    fourth_is_asked = threading.Event()
+    fourth_is_asked, others_may_go_on = threading.Event(), threading.Event()
 
     def fourth_is_slow(asked: Any) -> Any:
         if asked.prompt == "p3":
             fourth_is_asked.set()
             time.sleep(1.5)
-        assert fourth_is_asked.wait(10)  # so that it is under way when the others are refused
+            others_may_go_on.set()
+        elif asked.prompt in ("p0", "p1", "p2"):
+            fourth_is_asked.wait(10)  # so that it is under way when they are refused
+        else:
+            others_may_go_on.wait(10)  # whatever follows them gives no verdict before that
         return reply(asked)
 
     contest.server.reply = fourth_is_slow  # type: ignore[method-assign]
