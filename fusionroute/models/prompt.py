@@ -1,8 +1,9 @@
 """One prompt format for all models of a team. A named template is a chat template in Jinja, like a tokenizer's own."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator
 from transformers import PreTrainedTokenizerBase
 
 from fusionroute.config import nearest
@@ -25,6 +26,15 @@ ALPACA = (
 )
 TEMPLATES = {"alpaca": ALPACA}
 CHAT_TEMPLATE = "chat_template"
+
+
+def _known(name: str | None) -> str | None:
+    if name is not None and name not in (CHAT_TEMPLATE, *TEMPLATES):
+        raise ValueError(nearest(name, [CHAT_TEMPLATE, *TEMPLATES]))
+    return name
+
+
+PromptName = Annotated[str | None, AfterValidator(_known)]  # of a format, as it stands in settings; None: text as it is
 
 
 class PromptFormat:

@@ -5,9 +5,9 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -257,6 +257,16 @@ def check_names(names: list[str]) -> None:
             raise SettingsError(f"{ROUTER!r} is the router's name; call the expert something else")
         if names.count(name) > 1:
             raise SettingsError(f"expert {name!r} stands twice; give each a name of its own")
+
+
+def _named(experts: Any) -> Any:
+    if not isinstance(experts, dict):
+        raise ValueError("experts map names to models, such as {math: owner/name}")
+    check_names(list(experts))
+    return {name: {"model": value} if isinstance(value, str) else value for name, value in experts.items()}
+
+
+Experts = Annotated[dict[str, ModelReference], BeforeValidator(_named)]  # as they stand in settings, in their order
 
 
 def _check_parts(router: Router, experts: Mapping[str, PreTrainedModel]) -> None:

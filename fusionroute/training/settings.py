@@ -6,8 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from fusionroute.config import Settings, nearest
 from fusionroute.models.loading import DTYPES, ModelReference
-from fusionroute.models.prompt import CHAT_TEMPLATE, TEMPLATES
-from fusionroute.models.team import check_names
+from fusionroute.models.prompt import PromptName
+from fusionroute.models.team import Experts
 
 
 def _known_dtype(name: str | None) -> str | None:
@@ -125,9 +125,9 @@ class CDPOSettings(StageSettings):
 class TrainSettings(Settings):
     """A team file. The order of the experts is that of the route head."""
 
-    experts: dict[str, ModelReference]
+    experts: Experts
     router: RouterSettings
-    prompt: str | None = None
+    prompt: PromptName = None
     data: DataSettings
     score: ScoreSettings = ScoreSettings()
     routing: RoutingSettings = RoutingSettings()
@@ -146,25 +146,10 @@ class TrainSettings(Settings):
         """The seed of a random draw of rows, None for the first ones."""
         return self.seed if self.data.draw == "random" else None
 
-    @field_validator("experts", mode="before")
-    @classmethod
-    def _names_come_first(cls, experts: Any) -> Any:
-        if not isinstance(experts, dict):
-            raise ValueError("experts map names to models, such as {math: owner/name}")
-        check_names(list(experts))
-        return {name: {"model": value} if isinstance(value, str) else value for name, value in experts.items()}
-
     @field_validator("router", mode="before")
     @classmethod
     def _a_router_may_be_a_name(cls, router: Any) -> Any:
         return {"init": router} if isinstance(router, str) else router
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_is_known(cls, prompt: str | None) -> str | None:
-        if prompt is not None and prompt not in (CHAT_TEMPLATE, *TEMPLATES):
-            raise ValueError(nearest(prompt, [CHAT_TEMPLATE, *TEMPLATES]))
-        return prompt
 
     @model_validator(mode="after")
     def _stage_two_has_pairs(self) -> Self:

@@ -11,8 +11,8 @@ from fusionroute.config import Settings, nearest
 from fusionroute.evaluation.compare.lineup import ENTRIES, Entry, ScorerSettings
 from fusionroute.evaluation.tasks import TaskSettings
 from fusionroute.models.loading import ModelReference
-from fusionroute.models.prompt import CHAT_TEMPLATE, TEMPLATES
-from fusionroute.models.team import check_names
+from fusionroute.models.prompt import PromptName
+from fusionroute.models.team import Experts
 
 
 class Decoding(Settings):
@@ -47,8 +47,8 @@ class CompareSettings(Settings):
     """A compare file. ``{seed}`` in a path stands for each of the seeds in turn."""
 
     title: str | None = None
-    experts: dict[str, ModelReference]
-    prompt: str | None = None  # one format for all methods: chat_template, a named template, or text as it is
+    experts: Experts
+    prompt: PromptName = None  # one format for all methods: chat_template, a named template, or text as it is
     generation: Decoding = Decoding()
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     base: ModelReference | None = None  # what the experts were tuned from; merges need it
@@ -71,25 +71,10 @@ class CompareSettings(Settings):
     def task_names(self) -> list[str]:
         return [task.task for task in self.tasks]
 
-    @field_validator("experts", mode="before")
-    @classmethod
-    def _names_come_first(cls, experts: Any) -> Any:
-        if not isinstance(experts, dict):
-            raise ValueError("experts map names to models, such as {math: owner/name}")
-        check_names(list(experts))
-        return {name: _reference(value) for name, value in experts.items()}
-
     @field_validator("base", mode="before")
     @classmethod
     def _a_base_may_be_a_name(cls, base: Any) -> Any:
         return _reference(base)
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt_is_known(cls, prompt: str | None) -> str | None:
-        if prompt is not None and prompt not in (CHAT_TEMPLATE, *TEMPLATES):
-            raise ValueError(nearest(prompt, [CHAT_TEMPLATE, *TEMPLATES]))
-        return prompt
 
     @field_validator("methods", mode="before")
     @classmethod
