@@ -61,6 +61,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
+def experts(**options: Any) -> dict[str, PreTrainedModel]:
+    """Three of one family, by name."""
+    return {name: language_model(seed=at, **options) for at, name in enumerate(("math", "code", "chat"))}
+
+
 def router(family: str = "llama", num_experts: int = 3, seed: int = 100, **overrides: Any) -> Router:
     made = Router(language_model(family, seed, **overrides), num_experts)
     torch.nn.init.normal_(made.route_head.weight)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from fusionroute.engine.engine import Engine
+
 
 def bigram(table: Sequence[Sequence[float]], **overrides: Any) -> PreTrainedModel:
     """P(next token | last token), one row per last token. The size of the vocabulary must be even."""
@@ -28,3 +30,7 @@ def bigram(table: Sequence[Sequence[float]], **overrides: Any) -> PreTrainedMode
         model.model.embed_tokens.weight.copy_(torch.eye(size))
         model.lm_head.weight.copy_(probabilities.log().T / size**0.5)
     return model
+
+
+def caches_are_empty(engine: Engine) -> bool:
+    return not any(runner.cache.lengths for runner in engine.method.runners)

@@ -19,7 +19,7 @@ from fusionroute.methods.collab import Collab
 from fusionroute.methods.single import Single
 from fusionroute.models.reward import RewardModel, load_reward_model
 from tiny_reward import save_reward_model
-from tiny_scripted import bigram
+from tiny_scripted import bigram, caches_are_empty
 
 FLAT = [0.25, 0.25, 0.25, 0.25]
 # Alone, math writes 1, 3 after token 0 and code 2, 3
@@ -30,14 +30,6 @@ TWO = GenerationSettings(max_new_tokens=2)
 
 def scripted() -> dict:
     return {"math": bigram(MATH), "code": bigram(CODE)}
-
-
-def experts(**options) -> dict:
-    return {name: tiny.language_model(seed=at, **options) for at, name in enumerate(("math", "code", "chat"))}
-
-
-def caches_are_empty(engine: Engine) -> bool:
-    return not any(runner.cache.lengths for runner in engine.method.runners)
 
 
 def test_together_they_write_what_no_expert_writes_alone() -> None:
@@ -130,7 +122,7 @@ def test_every_model_reads_the_answer_once_per_candidate(candidates: int, tmp_pa
     candidate and R - 1 of what follows it (nobody reads the last). Nothing is cut short: no token ends an answer.
     """
     prompt_length, written, ahead = 11, 6, 4
-    models = experts(eos_token_id=None)
+    models = tiny.experts(eos_token_id=None)
     reward = RewardModel(*load_reward_model(save_reward_model(tmp_path), device="cpu"))
     scorer = RewardScorer(reward, tiny.tokenizer())
     engine = Engine(Collab(models, scorer, candidates=candidates, rollout=ahead))
@@ -149,7 +141,7 @@ def test_every_model_reads_the_answer_once_per_candidate(candidates: int, tmp_pa
 def test_scoring_by_likelihood_reads_the_candidates_and_one_token_before(candidates: int) -> None:
     """As above; and each of E models reads each expert's candidate, what follows it, and the token that it follows."""
     prompt_length, written, ahead, count = 11, 6, 4, 3
-    models = experts()
+    models = tiny.experts()
     engine = Engine(Collab(models, candidates=candidates, rollout=ahead))
     sequence = engine.submit([9] * prompt_length, GenerationSettings(max_new_tokens=40, ignore_eos=True))
     for _ in range(written):
@@ -165,7 +157,7 @@ def test_scoring_by_likelihood_reads_the_candidates_and_one_token_before(candida
 
 
 def test_rows_and_memory_are_promised_and_kept() -> None:
-    models = experts()
+    models = tiny.experts()
     prompts, settings = tiny.prompts(7, seed=52, longest=12), GenerationSettings(max_new_tokens=6, ignore_eos=True)
     wanted = Engine(Collab(models, candidates=3, rollout=2)).generate(prompts, settings)
     limit = 120 * sum(bytes_per_token(model, name) for name, model in models.items())
@@ -186,7 +178,7 @@ def test_rows_and_memory_are_promised_and_kept() -> None:
 
 
 def test_nothing_is_left_when_sequences_are_cut_back_cancelled_or_finished() -> None:
-    models, dice = experts(), random.Random(0)
+    models, dice = tiny.experts(), random.Random(0)
     engine = Engine(Collab(models, candidates=2, rollout=3), tiny.tokenizer())
     settings = GenerationSettings(max_new_tokens=8)
     prompts = tiny.prompts(4, seed=53)
@@ -212,7 +204,7 @@ def test_nothing_is_left_when_sequences_are_cut_back_cancelled_or_finished() -> 
 
 @pytest.mark.parametrize("broken", ["math", "chat"])
 def test_a_model_that_fails_ends_that_sequence_alone(broken: str) -> None:
-    models, bad = experts(), 200
+    models, bad = tiny.experts(), 200
     prompts = [[token for token in prompt if token != bad] or [9] for prompt in tiny.prompts(4, seed=54)]
     for model in models.values():  # nobody proposes the token that one of them cannot read
         model.lm_head.weight.data[bad] = 0
@@ -241,7 +233,7 @@ def test_a_model_that_fails_on_what_lies_ahead() -> None:
 
 def test_a_reward_model_judges_prompt_answer_and_what_lies_ahead(tmp_path: Path) -> None:
     """Against a plain search that asks each expert alone for its candidates and what it would write after them."""
-    models, tokenizer = experts(), tiny.tokenizer()
+    models, tokenizer = tiny.experts(), tiny.tokenizer()
     reward = RewardModel(*load_reward_model(save_reward_model(tmp_path), device="cpu"))
     settings = GenerationSettings(max_new_tokens=5)
     prompt = tiny.prompts(1, seed=55)[0]

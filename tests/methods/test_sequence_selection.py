@@ -15,7 +15,7 @@ from fusionroute.methods.sequence_selection import SequenceSelection
 from fusionroute.methods.single import Single
 from fusionroute.models.reward import RewardModel, load_reward_model
 from tiny_reward import save_reward_model
-from tiny_scripted import bigram
+from tiny_scripted import bigram, caches_are_empty
 
 FLAT = [0.25, 0.25, 0.25, 0.25]
 # After token 0 math writes 1, 3 and code 2, 3
@@ -28,14 +28,6 @@ TWO = GenerationSettings(max_new_tokens=2)
 
 def scripted() -> dict:
     return {"math": bigram(MATH), "code": bigram(CODE)}
-
-
-def experts(**options) -> dict:
-    return {name: tiny.language_model(seed=at, **options) for at, name in enumerate(("math", "code", "chat"))}
-
-
-def caches_are_empty(engine: Engine) -> bool:
-    return not any(runner.cache.lengths for runner in engine.method.runners)
 
 
 def test_the_answer_that_all_experts_together_find_likeliest_wins() -> None:
@@ -72,7 +64,7 @@ def test_of_equal_answers_the_first_experts_is_kept() -> None:
 
 
 def test_a_reward_model_picks_among_the_experts_own_answers(tmp_path: Path) -> None:
-    models, tokenizer = experts(), tiny.tokenizer()
+    models, tokenizer = tiny.experts(), tiny.tokenizer()
     reward = RewardModel(*load_reward_model(save_reward_model(tmp_path), device="cpu"))
     settings = GenerationSettings(max_new_tokens=9, logprobs=3)
     prompts = tiny.prompts(8, seed=31)
@@ -127,7 +119,7 @@ def test_it_goes_on_from_what_is_written() -> None:
 
 
 def test_an_answer_takes_one_row_of_memory_in_each_model() -> None:
-    models = experts()
+    models = tiny.experts()
     free = Engine(SequenceSelection(models)).generate(tiny.prompts(6, seed=33), GenerationSettings(max_new_tokens=8))
     engine = Engine(SequenceSelection(models), cache_limit="64KiB")
     most: list[int] = []
@@ -143,7 +135,7 @@ def test_an_answer_takes_one_row_of_memory_in_each_model() -> None:
 
 
 def test_a_model_that_fails_ends_that_sequence_alone() -> None:
-    models, bad = experts(), 200
+    models, bad = tiny.experts(), 200
     prompts = [[token for token in prompt if token != bad] or [9] for prompt in tiny.prompts(4, seed=34)]
     settings = GenerationSettings(max_new_tokens=6)
     wanted = Engine(SequenceSelection(models)).generate(prompts, settings)
@@ -176,7 +168,7 @@ def test_a_judge_that_fails_on_an_answer_is_named() -> None:
 def test_what_the_reward_model_cannot_read_is_not_chosen(tmp_path: Path) -> None:
     folder = save_reward_model(tmp_path, max_position_embeddings=40)
     scorer = RewardScorer(RewardModel(*load_reward_model(folder, device="cpu")), tiny.tokenizer())
-    engine = Engine(SequenceSelection(experts(), scorer), tiny.tokenizer())
+    engine = Engine(SequenceSelection(tiny.experts(), scorer), tiny.tokenizer())
     long, short = engine.generate([[70] * 60, [70] * 5], GenerationSettings(max_new_tokens=4))
     assert long.finish_reason == "error"
     assert "the scorer could judge no expert's answer" in str(long.error)
@@ -195,4 +187,4 @@ def test_what_cannot_be_is_refused_before_any_work() -> None:
     with pytest.raises(VocabularyError, match=r"'small' has a vocabulary of 4 token ids but .* has 261"):
         SequenceSelection({"math": tiny.language_model(), "small": bigram(MATH)})
     with pytest.raises(VocabularyError, match="'judge' has a vocabulary of 4 token ids but"):
-        MeanLogLikelihood.by_model(bigram(MATH), "judge", experts=experts())
+        MeanLogLikelihood.by_model(bigram(MATH), "judge", experts=tiny.experts())
