@@ -1,6 +1,7 @@
 """One prompt format for all models of a team. A named template is a chat template in Jinja, like a tokenizer's own."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fusionroute.config import nearest
 from fusionroute.errors import PromptError, SettingsError
+from fusionroute.models.vocabulary.quoting import Quoting
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -39,6 +41,8 @@ PromptName = Annotated[str | None, AfterValidator(_known)]  # of a format, as it
 
 class PromptFormat:
     """Turns a prompt (a string, token ids or chat messages) into token ids.
+
+    What a message says is text: a control token's spelling in it is read as characters, never as that token.
 
     Args:
         name: None takes text as it is; ``"chat_template"`` uses the tokenizer's own; else a key of `TEMPLATES`.
@@ -76,6 +80,27 @@ class PromptFormat:
         ids: list[int] = self.tokenizer(answer, add_special_tokens=False).input_ids
         return [*ids, self.tokenizer.eos_token_id]
 
+    @cached_property
+    def lead(self) -> str:
+        """The white space that the template writes between its generation prompt and an answer.
+
+        " " for Mistral and Llama-2, whose answers therefore begin with a space; "" for most, and if it cannot be told.
+        """
+        if self.name is None:
+            return ""
+        question, answer = {"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}
+        try:
+            asked = self._render([question])
+            answered = self._render([question, answer], to_be_answered=False)
+        except Exception:  # whatever a template raises for a conversation that it does not like
+            return ""
+        lead, found, _ = answered.removeprefix(asked).partition("Answer")
+        return lead if answered.startswith(asked) and found and not lead.strip() else ""
+
+    @cached_property
+    def _quoting(self) -> Quoting:
+        return Quoting(self.tokenizer)
+
     def _encode_text(self, text: str) -> list[int]:
         if self.name is not None:
             return self._encode_messages([{"role": "user", "content": text}])
@@ -91,12 +116,29 @@ class PromptFormat:
                 raise PromptError(f"a chat message has 'role' and 'content'; got {message!r}")
         if messages[-1]["role"] == "assistant":
             raise PromptError("the last message is the assistant's; end with the one to be answered")
-        template = None if self.name == CHAT_TEMPLATE else TEMPLATES[self.name]
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], chat_template=template, tokenize=False, add_generation_prompt=True
-        )
         # A tokenizer's own template writes its special tokens itself; a named one leaves BOS to the tokenizer
-        return list(self.tokenizer(text, add_special_tokens=self.name != CHAT_TEMPLATE).input_ids)
+        special = self.name != CHAT_TEMPLATE
+        marks = self._quoting.marks_for(m["content"] for m in messages if isinstance(m["content"], str))
+        if not marks:
+            return list(self.tokenizer(self._render(messages), add_special_tokens=special).input_ids)
+        quoted = [
+            {
+                **m,
+                "content": self._quoting.quote(m["content"], marks) if isinstance(m["content"], str) else m["content"],
+            }
+            for m in messages
+        ]
+        return self._quoting.encode(self._render(quoted), marks, add_special_tokens=special)
+
+    def _render(self, messages: Sequence[Message], *, to_be_answered: bool = True) -> str:
+        template = None if self.name == CHAT_TEMPLATE else TEMPLATES[self.name or ""]
+        rendered = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=to_be_answered,
+        )
+        return str(rendered)
 
     def _check_ids(self, ids: Sequence[int]) -> list[int]:
         size = len(self.tokenizer)
