@@ -1,6 +1,7 @@
 """From the distributions of one round to one more token per sequence."""
 
 from collections.abc import Sequence as ListLike
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,18 @@ from fusionroute.engine.sequence import DECIDED_BY, Sequence, TraceRecord
 from fusionroute.ops.sampling import draw, filter_logits, uniform
 
 
-def choose_tokens(logits: Tensor, sequences: ListLike[Sequence]) -> Tensor:
+class Drawing(Protocol):
+    """What drawing a token needs to know. A `Sequence` does."""
+
+    @property
+    def settings(self) -> GenerationSettings: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+
+
+def choose_tokens(logits: Tensor, sequences: ListLike[Drawing]) -> Tensor:
     """Greedy or sampled, each sequence by its own settings and its own random numbers.
 
     Args:
@@ -27,7 +39,7 @@ def choose_tokens(logits: Tensor, sequences: ListLike[Sequence]) -> Tensor:
     return tokens
 
 
-def _sampled(sequences: ListLike[Sequence]) -> dict[tuple, list[int]]:
+def _sampled(sequences: ListLike[Drawing]) -> dict[tuple, list[int]]:
     """Rows that sample, grouped by equal filters so that each group is one batched operation."""
     groups: dict[tuple, list[int]] = {}
     for row, sequence in enumerate(sequences):
@@ -59,7 +71,7 @@ def append_tokens(
     """
     deciders = decided_by.tolist() if decided_by is not None else [1] * len(sequences)
     for row, (sequence, token) in enumerate(zip(sequences, tokens.tolist(), strict=True)):
-        logprob, top = _logprobs(sequence.settings.logprobs, logits[row], token)
+        logprob, top = logprobs(sequence.settings.logprobs, logits[row], token)
         sequence.append(
             TraceRecord(
                 token_id=token,
@@ -72,7 +84,8 @@ def append_tokens(
         )
 
 
-def _logprobs(wanted: int | None, logits: Tensor, token: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+def logprobs(wanted: int | None, logits: Tensor, token: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """The token's log-probability and the ``wanted`` likeliest tokens with theirs; of ``[vocabulary]`` logits."""
     if wanted is None:
         return None, ()
     log_probabilities = logits.float().log_softmax(-1)

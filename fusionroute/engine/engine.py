@@ -13,6 +13,7 @@ from fusionroute.engine.runner import Runner
 from fusionroute.engine.scheduler import Scheduler
 from fusionroute.engine.sequence import Completion, Sequence
 from fusionroute.errors import PromptError
+from fusionroute.models.prompt import Prompt
 
 MAX_BATCH = 64
 
@@ -42,19 +43,22 @@ class Engine:
             if isinstance(runner, Runner):
                 runner.cache.token_limit = limit
 
-    def submit(self, prompt_ids: list[int], settings: GenerationSettings) -> Sequence:
+    def submit(self, prompt_ids: list[int], settings: GenerationSettings, prompt: Prompt | None = None) -> Sequence:
         """Queue a prompt.
+
+        Args:
+            prompt: the same before it was rendered, for models that render it in their own way.
 
         Raises:
             SettingsError: options that mean nothing to the method.
             PromptError: the prompt leaves no room for a token in the smallest context.
             RequestTooLargeError: it could not run even alone.
         """
-        sequence = self.sequence(prompt_ids, settings)
+        sequence = self.sequence(prompt_ids, settings, prompt)
         self.scheduler.add(sequence)
         return sequence
 
-    def sequence(self, prompt_ids: list[int], settings: GenerationSettings) -> Sequence:
+    def sequence(self, prompt_ids: list[int], settings: GenerationSettings, prompt: Prompt | None = None) -> Sequence:
         """A sequence under this engine's stop rules, not yet queued. Raises `SettingsError` and `PromptError`."""
         self.method.check(settings)
         limit = self.method.context_length
@@ -63,9 +67,12 @@ class Engine:
                 f"the prompt has {len(prompt_ids)} tokens but the smallest context of the models is {limit}, "
                 "and one must be left to write; shorten the prompt"
             )
-        return Sequence(
+        sequence = Sequence(
             prompt_ids, settings, eos_ids=self.method.eos_ids, context_length=limit, tokenizer=self.tokenizer
         )
+        sequence.prompt = prompt
+        self.method.admit(sequence)
+        return sequence
 
     @property
     def is_idle(self) -> bool:
@@ -107,9 +114,15 @@ class Engine:
         prompts: ListLike[list[int]],
         settings: GenerationSettings,
         on_finish: Callable[[Sequence], None] | None = None,
+        unrendered: ListLike[Prompt] | None = None,
     ) -> list[Completion]:
-        """Complete all prompts, in order. All are checked before the first is run."""
-        sequences = [self.sequence(prompt, settings) for prompt in prompts]
+        """Complete all prompts, in order. All are checked before the first is run.
+
+        Args:
+            unrendered: each prompt as it was before it became token ids; see `submit`.
+        """
+        originals = [None] * len(prompts) if unrendered is None else unrendered
+        sequences = [self.sequence(ids, settings, prompt) for ids, prompt in zip(prompts, originals, strict=True)]
         for sequence in sequences:
             self.scheduler.add(sequence)
         try:
@@ -118,9 +131,11 @@ class Engine:
             for sequence in sequences:
                 self._leave(sequence)
 
-    def stream(self, prompt: list[int], settings: GenerationSettings) -> Iterator[Sequence]:
+    def stream(
+        self, prompt: list[int], settings: GenerationSettings, unrendered: Prompt | None = None
+    ) -> Iterator[Sequence]:
         """Yield the sequence after every round, until it has ended; leaving the loop early cancels it."""
-        sequence = self.submit(prompt, settings)
+        sequence = self.submit(prompt, settings, unrendered)
         try:
             while not sequence.is_finished:
                 self.step()

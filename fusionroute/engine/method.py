@@ -39,6 +39,10 @@ class Method(Protocol):
         """Raise `SettingsError` for settings that mean nothing here; asked before a sequence is queued."""
         return
 
+    def admit(self, sequence: Sequence) -> None:
+        """Raise `PromptError` for a sequence that cannot be written here; asked before it is queued."""
+        return
+
     def rollback(self, sequence: Sequence, length: int) -> None:
         """The sequence was cut back to its first ``length`` tokens: so is what the models keep of it."""
         for runner in self.runners:

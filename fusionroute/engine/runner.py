@@ -6,13 +6,24 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fusionroute.engine.cache import ReadPlan, SlotCache
 from fusionroute.engine.masks import ragged_masks
-from fusionroute.engine.sequence import Sequence
 
 PASS_COST = 64  # padded tokens that cost about as much as one more forward pass
 PREFILL_CHUNK = 2048  # tokens of one row per pass; bounds the mask and the activations of a long prompt
+
+
+class Readable(Protocol):
+    """What a model can read: token ids that grow and are cut back. A `Sequence` is one."""
+
+    token_ids: list[int]
+    max_length: int
+
+    def __len__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def fail(self, message: str) -> None: ...
 
 
 @dataclass
@@ -20,7 +31,7 @@ class Reading:
     """What one model says after the last tokens of each sequence.
 
     Attributes:
-        logits: ``[sequences, last, vocabulary]``.
+        logits: ``[sequences, last, vocabulary]``; of a sequence that was asked for fewer, in its last rows.
         route_logits: ``[sequences, last, experts]`` from a router, else None.
     """
 
@@ -35,9 +46,9 @@ class AnyRunner(Protocol):
 
     @property
     def device(self) -> torch.device: ...
-    def read(self, sequences: ListLike[Sequence], last: int = 1) -> Reading: ...
-    def rollback(self, sequence: Sequence, length: int) -> None: ...
-    def release(self, sequence: Sequence) -> None: ...
+    def read(self, sequences: ListLike[Readable], last: int | ListLike[int] = 1) -> Reading: ...
+    def rollback(self, sequence: Readable, length: int) -> None: ...
+    def release(self, sequence: Readable) -> None: ...
 
 
 class Runner:
@@ -64,42 +75,50 @@ class Runner:
         return self.model.device
 
     @torch.inference_mode()
-    def read(self, sequences: ListLike[Sequence], last: int = 1) -> Reading:
+    def read(self, sequences: ListLike[Readable], last: int | ListLike[int] = 1) -> Reading:
         """Read what was missed; return what the model says after each of the ``last`` tokens of every sequence.
 
         A sequence for which the model returns no finite logits fails, with the model named; the others go on.
+
+        Args:
+            last: for all sequences, or one for each.
         """
-        for sequence in sequences:
+        lasts = [last] * len(sequences) if isinstance(last, int) else list(last)
+        for sequence, mine in zip(sequences, lasts, strict=True):
             if sequence not in self.cache:
                 self.cache.join(sequence, sequence.max_length)
-            self.cache.cut(sequence, len(sequence) - last)  # logits asked for again mean reading again
-        self._read_long_prompts(sequences, last)
+            self.cache.cut(sequence, len(sequence) - mine)  # logits asked for again mean reading again
+        self._read_long_prompts(sequences, lasts)
         groups = split_by_width([self._missing(sequence) for sequence in sequences])
         for group in groups:  # in the order of their rows, so that a full batch needs no gathering
             group.sort(key=lambda index: self.cache.row(sequences[index]))
-        readings = [self._forward([sequences[index] for index in group], last) for group in groups]
-        reading = _in_order(_joined(readings), [index for group in groups for index in group])
-        _fail_without_logits(self.name, sequences, reading.logits)
+        readings = [
+            self._forward([sequences[index] for index in group], max(lasts[index] for index in group))
+            for group in groups
+        ]
+        reading = _in_order(_joined(readings, max(lasts)), [index for group in groups for index in group])
+        _fail_without_logits(self.name, sequences, reading.logits, lasts)
         return reading
 
-    def rollback(self, sequence: Sequence, length: int) -> None:
+    def rollback(self, sequence: Readable, length: int) -> None:
         """Cut back to the first ``length`` tokens; a no-op where the model has read no further."""
         if sequence in self.cache:
             self.cache.cut(sequence, length)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: Readable) -> None:
         """Free whatever this model keeps of the sequence."""
         if sequence in self.cache:
             self.cache.leave(sequence)
 
-    def _read_long_prompts(self, sequences: ListLike[Sequence], last: int) -> None:
-        while long := [s for s in sequences if self._missing(s) - last >= PREFILL_CHUNK]:
+    def _read_long_prompts(self, sequences: ListLike[Readable], lasts: list[int]) -> None:
+        pairs = list(zip(sequences, lasts, strict=True))
+        while long := [sequence for sequence, last in pairs if self._missing(sequence) - last >= PREFILL_CHUNK]:
             self._forward(long, 1, counts=[PREFILL_CHUNK] * len(long))
 
-    def _missing(self, sequence: Sequence) -> int:
+    def _missing(self, sequence: Readable) -> int:
         return len(sequence) - self.cache.lengths[sequence]
 
-    def _forward(self, sequences: list[Sequence], last: int, counts: list[int] | None = None) -> Reading:
+    def _forward(self, sequences: list[Readable], last: int, counts: list[int] | None = None) -> Reading:
         plan = self.cache.plan(list(sequences), counts or [self._missing(sequence) for sequence in sequences])
         positions = self._positions(plan)
         output = self.model(
@@ -115,7 +134,7 @@ class Runner:
         self.passes += 1
         return Reading(output.logits[:, -last:], getattr(output, "route_logits", None))
 
-    def _inputs(self, sequences: list[Sequence], plan: ReadPlan) -> Tensor:
+    def _inputs(self, sequences: list[Readable], plan: ReadPlan) -> Tensor:
         rows = [
             [0] * (plan.width - count) + sequence.token_ids[start : start + count]
             for sequence, start, count in zip(sequences, plan.starts, plan.counts, strict=True)
@@ -147,11 +166,17 @@ def _split(rows: list[int], counts: list[int]) -> list[list[int]]:
     return [*_split(rows[:cut], counts), *_split(rows[cut:], counts)]
 
 
-def _joined(readings: list[Reading]) -> Reading:
+def _joined(readings: list[Reading], last: int) -> Reading:
     if len(readings) == 1:
         return readings[0]
-    routes = [reading.route_logits for reading in readings if reading.route_logits is not None]
-    return Reading(torch.cat([reading.logits for reading in readings]), torch.cat(routes) if routes else None)
+    routes = [_widened(reading.route_logits, last) for reading in readings if reading.route_logits is not None]
+    logits = torch.cat([_widened(reading.logits, last) for reading in readings])
+    return Reading(logits, torch.cat(routes) if routes else None)
+
+
+def _widened(logits: Tensor, last: int) -> Tensor:
+    """Rows of nothing in front, so that readings of different widths fit together."""
+    return logits if logits.shape[1] == last else pad(logits, (0, 0, last - logits.shape[1], 0))
 
 
 def _in_order(reading: Reading, order: list[int]) -> Reading:
@@ -162,9 +187,14 @@ def _in_order(reading: Reading, order: list[int]) -> Reading:
     return Reading(reading.logits[back], None if routes is None else routes[back.to(routes.device)])
 
 
-def _fail_without_logits(name: str, sequences: ListLike[Sequence], logits: Tensor) -> None:
+def _fail_without_logits(name: str, sequences: ListLike[Readable], logits: Tensor, lasts: list[int]) -> None:
     """The largest logit of a sane distribution is finite: NaN and +inf win any maximum, all -inf leaves no other."""
-    sane = logits.amax((1, 2)).isfinite()
+    largest = logits.amax(-1)
+    if min(lasts) < logits.shape[1]:  # what lies in front of the rows asked for is padding
+        asked = torch.tensor(lasts, device=logits.device)[:, None]
+        is_padding = torch.arange(logits.shape[1], 0, -1, device=logits.device) > asked
+        largest = largest.masked_fill(is_padding, 0)
+    sane = largest.amax(1).isfinite()
     if not bool(sane.all()):
         for index in (~sane).nonzero().flatten().tolist():
             sequences[index].fail(f"model {name!r} returned NaN logits after {len(sequences[index])} tokens")

@@ -10,6 +10,18 @@ from fusionroute.engine.text import GrowingText
 from fusionroute.models.prompt import Prompt
 
 DECIDED_BY = ("both", "expert", "router", "neither")  # the codes of ops.agreement.decided_by
+VERDICTS = {
+    "consensus": "kept: every verifier's first choice is its own token here",
+    "majority": "kept: together the models give their tokens here more than one half",
+    "gate": "kept: the drafter alone is sure enough",
+    "boundary": "kept: the token before it ends where some verifier has no token boundary",
+    "alone": "kept: a special token, the inside of a character, or nobody to ask",
+    "accepted": "kept: drawn by the drafter, accepted by the ensemble",
+    "ensembled": "ensembled: the ensemble chose the drafter's own token",
+    "replaced": "ensembled: the ensemble chose another token than the drafter",
+    "continued": "a further token of what the ensemble chose",
+}
+ENSEMBLED = ("ensembled", "replaced")  # one of them for every time that an ensemble was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +34,8 @@ class TraceRecord:
         decided_by: whose own first choice the token was: "both", "expert", "router" or "neither".
         logprob: log-probability of the token before temperature and filters, if log-probabilities were asked for.
         top_logprobs: the likeliest tokens and theirs, best first.
+        verdict: where models check each other's tokens, what came of it (a key of `VERDICTS`); else empty.
+        support: where they do, each model's probability of its own token at this place, the drafter's first.
     """
 
     token_id: int
@@ -30,6 +44,8 @@ class TraceRecord:
     decided_by: str = "expert"
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    verdict: str = ""
+    support: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

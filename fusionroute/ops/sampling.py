@@ -45,13 +45,13 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(logits.softmax(-1) < p * logits.softmax(-1).amax(-1, keepdim=True), NEVER)
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on ``seed`` and ``position`` alone.
+def uniform(seed: int, position: int, stream: int = 0) -> float:
+    """A number in [0, 1) that depends on ``seed``, ``position`` and ``stream`` (one for each use) alone.
 
     Counter-based (Philox), so a sequence draws the same numbers whoever shares its batch, and draws them again
     after a rollback.
     """
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, position])).random())
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, stream, position])).random())
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
