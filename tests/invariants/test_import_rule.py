@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).parents[2] / "fusionroute"
 
 # The parts of the house (docs/architecture.md), the highest first: a part imports from lower levels and from itself.
 LEVELS = [
-    {"__init__", "__main__", "cli", "team"},  # these may import each other, but nobody imports __init__
+    # these may import each other, but nobody imports __init__
+    {"__init__", "__main__", "answering", "calibration", "cli", "ensemble", "team"},
     {"server", "vllm_plugin", "zoo"},
     {"training", "evaluation"},
     {"methods", "moe"},
@@ -179,12 +180,14 @@ def method_siblings(package: Package) -> list[str]:
         for found in package.between_modules()
         if part_of(found.importer) == part_of(found.target) == "methods"
         and found.importer != "methods.__init__"
+        and method_of(found.importer) != method_of(found.target)
         and (method_of(found.importer), method_of(found.target)) not in ALLOWED_METHOD_IMPORTS
     ]
 
 
 def method_of(module: str) -> str:
-    return module.removeprefix("methods.")
+    """A file of methods/ or a package there, whose modules together are one method."""
+    return module.split(".")[1]
 
 
 def methods_named_in_engine(package: Package) -> list[str]:
@@ -298,7 +301,9 @@ SOUND = {
     "models/router.py": "from fusionroute.ops import fusion\nfrom fusionroute.ops.fusion import merge",
     "engine/__init__.py": "class Engine:\n    '''Knows nothing of safe.'''",
     "methods/__init__.py": "from fusionroute.methods import averaging, safe",
-    "methods/averaging.py": "from fusionroute.engine import Engine\nclass Averaging: ...",
+    "methods/averaging/__init__.py": "from fusionroute.methods.averaging.plain import Averaging",
+    "methods/averaging/plain.py": "from fusionroute.engine import Engine\nclass Averaging: ...",
+    "methods/averaging/union.py": "from fusionroute.methods.averaging.plain import Averaging\nclass Union: ...",
     "methods/safe.py": "from fusionroute.methods.averaging import Averaging\nclass Safe: ...",
     "training/__init__.py": "import peft\nfrom fusionroute.models import Router",
     "server/__init__.py": "import fastapi\nfrom fusionroute import methods",
@@ -326,10 +331,22 @@ PLANTED = [
     (upward_imports, "config.py", "from .ops import fusion", "config:1 imports ops.fusion"),
     (upward_imports, "output.py", "from . import config", "output:1 imports config"),
     (upward_imports, "errors.py", "from .config import Settings", "errors:1 imports config"),
-    (method_siblings, "methods/averaging.py", "from . import safe", "methods.averaging:1 imports methods.safe"),
+    (
+        method_siblings,
+        "methods/averaging/union.py",
+        "from .. import safe",
+        "methods.averaging.union:1 imports methods.safe",
+    ),
+    (
+        method_siblings,
+        "methods/collab.py",
+        "from .averaging import Union",
+        "methods.collab:1 imports methods.averaging",
+    ),
     (method_siblings, "methods/safe.py", "from . import METHODS", "methods.safe:1 imports methods.__init__"),
     (methods_named_in_engine, "engine/loop.py", "if method == 'safe': ...", "engine.loop:1 names the method safe"),
     (methods_named_in_engine, "engine/loop.py", "isinstance(x, Safe)", "engine.loop:1 names the method Safe"),
+    (methods_named_in_engine, "engine/loop.py", "isinstance(x, Union)", "engine.loop:1 names the method Union"),
     (import_cycles, "ops/fusion.py", "from fusionroute.ops import fusion", "ops.fusion -> ops.fusion"),
     (
         import_cycles,

@@ -1,0 +1,139 @@
+"""Generate: the drafter alone writes a few tokens ahead."""
+
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from fusionroute.config import GenerationSettings
+from fusionroute.engine.choice import choose_tokens
+from fusionroute.engine.runner import AnyRunner
+from fusionroute.engine.sequence import Sequence
+from fusionroute.engine.text_reader import View, is_inside_character
+from fusionroute.models.vocabulary import Pieces
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One drafted token.
+
+    Attributes:
+        logits: what it was chosen from, float32 ``[vocabulary]``.
+        probability: of the token by a softmax over them; if it ends the answer, of all ways to end it together.
+        largest: probability of any token.
+        ends: whether the answer ends with it.
+    """
+
+    id: int
+    logits: Tensor
+    probability: float
+    largest: float
+    ends: bool
+
+
+@dataclass
+class Draft:
+    """What the drafter has written ahead of one sequence."""
+
+    sequence: Sequence
+    view: View
+    proposals: list[Proposal] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[int]:
+        return [proposal.id for proposal in self.proposals]
+
+    @property
+    def settings(self) -> GenerationSettings:
+        return self.sequence.settings
+
+    @property
+    def seed(self) -> int:
+        return self.sequence.seed
+
+    @property
+    def position(self) -> int:
+        """Of the next token to be drafted; the counter of its random number."""
+        return self.sequence.position + len(self.proposals)
+
+
+class Drafting:
+    """Drafts for many sequences, in one batch.
+
+    Args:
+        runner: the drafter.
+        lead: what its chat template puts before an answer, which is no part of it.
+        length: tokens of a draft. One that would end inside a character goes on until the character is complete: what
+            half of it reads like in other tokens says nothing.
+    """
+
+    def __init__(self, runner: AnyRunner, pieces: Pieces, lead: bytes, length: int):
+        self.runner = runner
+        self.pieces = pieces
+        self.lead = lead
+        self.length = length
+        self.drafted = 0
+        self._drafts: dict[Sequence, Draft] = {}
+
+    def draft(self, sequences: ListLike[Sequence]) -> list[Draft]:
+        """One draft for each. What an earlier one has left behind is its beginning."""
+        drafts = [self._start(sequence) for sequence in sequences]
+        while short := [draft for draft in drafts if self._goes_on(draft)]:
+            self._extend(short)
+        return drafts
+
+    def text(self, draft: Draft) -> tuple[bytes, list[int]]:
+        """The answer with its draft, and where in it each drafted token starts (bytes)."""
+        written = self.pieces.text(draft.sequence.output_ids)
+        drafted = [self.pieces.bytes_of[each] or b"" for each in draft.ids]
+        text = b"".join([written, *drafted])
+        starts = accumulate(map(len, drafted[:-1]), initial=len(written))
+        skipped = len(self.lead) if text.startswith(self.lead) else 0
+        return text[skipped:], [max(0, start - skipped) for start in starts]
+
+    def drop(self, sequence: Sequence) -> None:
+        """Forget what was written ahead."""
+        if sequence in self._drafts:
+            self._drafts[sequence].proposals = []
+
+    def release(self, sequence: Sequence) -> None:
+        if sequence in self._drafts:
+            self.runner.release(self._drafts.pop(sequence).view)
+
+    def _start(self, sequence: Sequence) -> Draft:
+        if sequence not in self._drafts:
+            prompt_ids = sequence.token_ids[: sequence.prompt_length]
+            self._drafts[sequence] = Draft(sequence, View(sequence, prompt_ids, sequence.max_length))
+        draft = self._drafts[sequence]
+        answer_ids = sequence.output_ids + draft.ids
+        self.runner.rollback(draft.view, draft.view.common_with(answer_ids))
+        draft.view.token_ids[sequence.prompt_length :] = answer_ids
+        return draft
+
+    def _goes_on(self, draft: Draft) -> bool:
+        has_ended = draft.sequence.is_finished or (draft.proposals and draft.proposals[-1].ends)
+        if has_ended or len(draft.view) >= draft.sequence.max_length:
+            return False
+        return len(draft.proposals) < self.length or self._is_inside_character(draft)
+
+    def _is_inside_character(self, draft: Draft) -> bool:
+        tail = self.pieces.text(draft.view.token_ids[-4:])  # a character has four bytes at most
+        return is_inside_character(tail, len(tail))
+
+    def _extend(self, drafts: list[Draft]) -> None:
+        logits = self.runner.read([draft.view for draft in drafts]).logits[:, -1].float()
+        tokens = choose_tokens(logits, drafts)
+        probabilities = logits.softmax(-1)
+        end_ids = torch.tensor(sorted(self.pieces.end_ids), device=logits.device)
+        own = probabilities.gather(-1, tokens[:, None]).squeeze(-1)
+        said = torch.stack([own, probabilities.amax(-1), probabilities[:, end_ids].sum(-1)]).T.tolist()
+        for row, (draft, token) in enumerate(zip(drafts, tokens.tolist(), strict=True)):
+            if draft.sequence.is_finished:  # the model has failed on it
+                continue
+            ends = token in draft.sequence.eos_ids
+            probability, largest, ending = said[row]
+            draft.proposals.append(Proposal(token, logits[row], ending if ends else probability, largest, ends))
+            draft.view.token_ids.append(token)
+            self.drafted += 1
