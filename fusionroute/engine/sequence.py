@@ -35,7 +35,8 @@ class TraceRecord:
         logprob: log-probability of the token before temperature and filters, if log-probabilities were asked for.
         top_logprobs: the likeliest tokens and theirs, best first.
         verdict: where models check each other's tokens, what came of it (a key of `VERDICTS`); else empty.
-        support: where they do, each model's probability of its own token at this place, the drafter's first.
+        support: where they do, each model's probability, the drafter's first: of its own token where a draft is
+            checked, of what is written where all are asked for every token.
     """
 
     token_id: int

@@ -46,7 +46,7 @@ class Heard:
 
     Attributes:
         rows: by byte offset in the answer: where one of the model's tokens starts outside any character, or the text
-            ends outside one.
+            ends outside one. Not the very beginning, if the model's template puts something before an answer.
         logits: ``[rows, vocabulary]``.
         probabilities: of the model's token at each row, by a float32 softmax over the whole vocabulary; 0 where the
             text ends.
@@ -121,6 +121,8 @@ class TextReader:
             for row, at in enumerate(fitting):
                 if not sequences[at].is_finished:
                     places = _rows(texts[at], starts[at][first[at] :])
+                    if self.lead:  # it may be part of the first token, and then no place of its own is there
+                        places.pop(0, None)
                     heard[at] = Heard(places, logits[row, -lasts[row] :], *(each[row][-lasts[row] :] for each in said))
         return heard
 

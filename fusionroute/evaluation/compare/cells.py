@@ -54,7 +54,8 @@ def cells(settings: CompareSettings, drawn: Collection[str] = ()) -> Iterator[Ce
     for name, entry in settings.methods.items():
         for seed in (None, *settings.seeds):
             for task in settings.tasks:
-                if (entry.is_seeded or task.task in drawn) == (seed is not None):
+                is_seeded = entry.is_seeded or settings.has_seeded_models or task.task in drawn
+                if is_seeded == (seed is not None):
                     yield Cell(name, entry if seed is None else entry.at(seed), task, seed)
 
 

@@ -1,9 +1,10 @@
 """The whole comparison, in one resumable call."""
 
+import functools
 import gc
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from fusionroute.output import clear_leftovers, refuse_existing, write_json
 from fusionroute.terminal import RichProgress
 
 RESULTS, REPORT = "results.json", "report.html"
+SharedAt = Callable[[int | None], Shared]  # by seed
 
 
 def compare(
@@ -60,14 +62,14 @@ def compare(
     if not (output / CELLS_FOLDER).is_dir():
         refuse_existing(output)
     clear_leftovers(output)
-    shared = Shared(settings.experts, settings.base, settings.scorer, settings.prompt, settings.device, settings.dtype)
+    shared = functools.cache(settings.shared)
     library = TaskLibrary(settings.include)
     asked = {
         task.task: _asked(library.load(task, allow_code=settings.allow_code), task, settings) for task in settings.tasks
     }
     wanted = list(cells(settings, [task for task, each in asked.items() if each.are_drawn]))
-    for entry in {(cell.method, cell.seed): cell.entry for cell in wanted}.values():
-        entry.check(shared)
+    for (_, seed), entry in {(cell.method, cell.seed): cell.entry for cell in wanted}.items():
+        entry.check(shared(seed))
     missing = _missing(wanted, settings, shared, output, asked, overwrite=overwrite)
     progress = progress or RichProgress(Console(quiet=True))
     failed = _measure(missing, asked, library, settings, shared, output, progress)
@@ -96,14 +98,14 @@ def _asked(tasks: Sequence[Task], task: TaskSettings, settings: CompareSettings)
 def _missing(
     wanted: Sequence[Cell],
     settings: CompareSettings,
-    shared: Shared,
+    shared: SharedAt,
     output: Path,
     asked: Mapping[str, _Asked],
     *,
     overwrite: bool,
 ) -> list[tuple[Cell, Record]]:
     """Cells still to be measured, with what each of them depends on."""
-    known = [(cell, identity(cell, settings, shared, asked[cell.task.task].digest)) for cell in wanted]
+    known = [(cell, identity(cell, settings, shared(cell.seed), asked[cell.task.task].digest)) for cell in wanted]
     if overwrite:
         for cell, expected in known:
             kept_cells.drop_outdated(cell, output, expected)
@@ -115,7 +117,7 @@ def _measure(
     asked: Mapping[str, _Asked],
     library: TaskLibrary,
     settings: CompareSettings,
-    shared: Shared,
+    shared: SharedAt,
     output: Path,
     progress: RichProgress,
 ) -> list[Record]:
@@ -128,7 +130,8 @@ def _measure(
     for _, group in itertools.groupby(missing, key=lambda each: (each[0].method, each[0].seed)):
         of_one = list(group)
         try:
-            contestant = of_one[0][0].entry.build(shared, of_one[0][0].seed or 0)
+            first = of_one[0][0]
+            contestant = first.entry.build(shared(first.seed), first.seed or 0)
         except Exception as error:  # whatever it is, such as a full accelerator, the other methods go on
             for cell, _ in of_one:
                 progress.advance(asked[cell.task.task].items, cell.label)

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from fusionroute.config import Settings, nearest
-from fusionroute.evaluation.compare.lineup import ENTRIES, Entry, ScorerSettings
+from fusionroute.evaluation.compare.lineup import ENTRIES, SEED, Entry, ScorerSettings, Shared, filled
 from fusionroute.evaluation.tasks import TaskSettings
 from fusionroute.models.loading import ModelReference
 from fusionroute.models.prompt import PromptName
@@ -66,6 +66,22 @@ class CompareSettings(Settings):
     @property
     def held_against(self) -> str:
         return self.reference or list(self.methods)[-1]
+
+    @property
+    def has_seeded_models(self) -> bool:
+        """Whether experts or base are others for each seed: then so is every method."""
+        return SEED in str((self.experts, self.base))
+
+    def shared(self, seed: int | None) -> Shared:
+        """What all methods have in common, for one seed; None where no seed makes a difference."""
+        experts = {name: self._at(reference, seed) for name, reference in self.experts.items()}
+        base = None if self.base is None else self._at(self.base, seed)
+        return Shared(experts, base, self.scorer, self.prompt, self.device, self.dtype)
+
+    @staticmethod
+    def _at(reference: ModelReference, seed: int | None) -> ModelReference:
+        said = reference.model_dump(exclude_unset=True)
+        return ModelReference.model_validate(said if seed is None else filled(said, seed))
 
     @property
     def task_names(self) -> list[str]:

@@ -94,7 +94,8 @@ class AveragingAcross(OfMembers):
 
     def _reason_not_to_ask(self, sequence: Sequence, text: bytes, logits: Tensor) -> str:
         """The verdict on a token that the drafter writes alone; "" where the others are asked."""
-        if not self.readers or is_inside_character(text, len(text)):
+        is_behind_lead = not text and any(reader.lead for reader in self.readers)  # see `Heard.rows`
+        if not self.readers or is_behind_lead or is_inside_character(text, len(text)):
             return "alone"
         gate = self.host.gate
         if gate is not None and float(tempered(logits, sequence.settings).softmax(-1).amax()) >= gate:

@@ -59,6 +59,15 @@ def test_a_seed_is_filled_in_wherever_it_stands() -> None:
     ]
 
 
+def test_other_experts_for_every_seed_make_every_method_another() -> None:
+    settings = parsed(experts={"math": "runs/math-{seed}", "code": {"model": "owner/code", "dtype": "float16"}})
+    assert {cell.seed for cell in cells(settings)} == {0, 1}
+    experts = settings.shared(1).experts
+    assert (experts["math"].model, experts["code"].model, experts["code"].dtype) == (
+        "runs/math-1", "owner/code", "float16",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

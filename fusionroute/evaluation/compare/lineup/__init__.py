@@ -5,7 +5,8 @@ A method's name becomes a class through `ENTRIES`; adding one is one entry here 
 
 from typing import Any
 
-from fusionroute.evaluation.compare.lineup.entry import Contestant, Entry
+from fusionroute.evaluation.compare.lineup.across import EveryTokenEntry, SafeEntry
+from fusionroute.evaluation.compare.lineup.entry import SEED, Contestant, Entry, filled
 from fusionroute.evaluation.compare.lineup.joint import AveragingEntry, CollabEntry, SequenceSelectionEntry
 from fusionroute.evaluation.compare.lineup.merged import MergeEntry
 from fusionroute.evaluation.compare.lineup.shared import ScorerSettings, Shared
@@ -13,13 +14,26 @@ from fusionroute.evaluation.compare.lineup.single import SingleEntry
 from fusionroute.evaluation.compare.lineup.team import FusionRouteEntry
 from fusionroute.models.fingerprint import model_fingerprint, text_fingerprint
 
-__all__ = ["ENTRIES", "Contestant", "Entry", "ScorerSettings", "Shared", "SingleEntry", "fingerprints"]
+__all__ = [
+    "ENTRIES",
+    "SEED",
+    "Contestant",
+    "Entry",
+    "ScorerSettings",
+    "Shared",
+    "SingleEntry",
+    "filled",
+    "fingerprints",
+]
 
 ENTRIES: dict[str, type[Entry]] = {
     "single": SingleEntry,
     "sequence_selection": SequenceSelectionEntry,
     "collab": CollabEntry,
     "averaging": AveragingEntry,
+    "unite": EveryTokenEntry,
+    "gac": EveryTokenEntry,
+    "safe": SafeEntry,
     "task_arithmetic": MergeEntry,
     "ties": MergeEntry,
     "dare": MergeEntry,

@@ -37,7 +37,7 @@ class Entry(Settings):
 
     def at(self, seed: int) -> Self:
         """The entry for one seed: ``{seed}`` filled in."""
-        return type(self).model_validate(_filled(self.model_dump(exclude_unset=True), seed))
+        return type(self).model_validate(filled(self.model_dump(exclude_unset=True), seed))
 
     def problem(self, experts: Mapping[str, ModelReference], base: ModelReference | None) -> str | None:
         """What is wrong with it beside these experts; None if nothing is."""
@@ -63,9 +63,10 @@ class Entry(Settings):
         raise NotImplementedError
 
 
-def _filled(value: Any, seed: int) -> Any:
+def filled(value: Any, seed: int) -> Any:
+    """``{seed}`` filled in, wherever it stands in settings."""
     if isinstance(value, str):
         return value.replace(SEED, str(seed))
     if isinstance(value, Mapping):
-        return {key: _filled(each, seed) for key, each in value.items()}
+        return {key: filled(each, seed) for key, each in value.items()}
     return value
