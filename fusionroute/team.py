@@ -2,29 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass
 from typing import Any
 
+from fusionroute import answering
+from fusionroute.answering import StreamedToken
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import MAX_BATCH, Engine
 from fusionroute.engine.probe import bytes_per_token
 from fusionroute.engine.sequence import Completion, Sequence
-from fusionroute.errors import ModelOutputError, PromptError, SettingsError
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.models.prompt import Prompt
 from fusionroute.models.team import TeamModels
 
-
-@dataclass(frozen=True)
-class StreamedToken:
-    """One token of a stream. ``text`` is what can be shown now: joined, the texts are the completion's text."""
-
-    text: str
-    token_id: int
-    expert: str
-    weights: tuple[float, ...]
-    decided_by: str
-    finish_reason: str | None
+__all__ = ["StreamedToken", "Team"]
 
 
 class Team(TeamModels):
@@ -43,8 +33,7 @@ class Team(TeamModels):
         self, *, complement: bool = True, max_batch: int = MAX_BATCH, cache_limit: int | str | None = None
     ) -> Engine:
         """An engine over this team, for callers that submit and step themselves."""
-        if max_batch < 1:
-            raise SettingsError(f"max_batch must be at least 1; got {max_batch}")
+        answering.check_batch(max_batch)
         method = FusionRoute(self, complement=complement)
         return Engine(method, self.tokenizer, max_batch=max_batch, cache_limit=cache_limit)
 
@@ -73,14 +62,12 @@ class Team(TeamModels):
             RequestTooLargeError: a request that could never fit ``cache_limit``.
         """
         parsed = GenerationSettings.parse(settings)
-        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, ListLike):
-            raise PromptError(f"prompts is a list of prompts; got {type(prompts).__name__}: write [prompt]")
-        if (prompts and isinstance(prompts[0], int)) or (prompts and isinstance(prompts[0], dict)):
-            raise PromptError("prompts is a list of prompts; got one prompt: write [prompt]")
-        ids = [self.prompt_format.encode(prompt) for prompt in prompts]
-        return self.engine(complement=complement, max_batch=max_batch, cache_limit=cache_limit).generate(
-            ids, parsed, on_finish
-        )
+        answering.check_prompts(prompts)
+
+        def engine() -> Engine:
+            return self.engine(complement=complement, max_batch=max_batch, cache_limit=cache_limit)
+
+        return answering.complete(engine, self.prompt_format, prompts, parsed, on_finish)
 
     def stream(
         self, prompt: Prompt, *, complement: bool = True, cache_limit: int | str | None = None, **settings: Any
@@ -91,26 +78,5 @@ class Team(TeamModels):
         `ModelOutputError`.
         """
         parsed = GenerationSettings.parse(settings)
-        ids = self.prompt_format.encode(prompt)
         engine = self.engine(complement=complement, cache_limit=cache_limit)
-        engine.sequence(ids, parsed)
-        return _tokens(engine.stream(ids, parsed))
-
-
-def _tokens(rounds: Iterator[Sequence]) -> Iterator[StreamedToken]:
-    seen, shown = 0, 0
-    for sequence in rounds:
-        records, text = sequence.trace[seen:], sequence.settled_text
-        for record in records:
-            is_newest = record is records[-1]
-            yield StreamedToken(
-                text=text[shown:] if is_newest else "",
-                token_id=record.token_id,
-                expert=record.expert,
-                weights=record.weights,
-                decided_by=record.decided_by,
-                finish_reason=sequence.finish_reason if is_newest else None,
-            )
-        seen, shown = len(sequence.trace), len(text) if records else shown
-        if sequence.error is not None:
-            raise ModelOutputError(sequence.error)
+        return answering.stream(engine, self.prompt_format, prompt, parsed)

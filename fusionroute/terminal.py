@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from rich import box
 from rich.console import Console
@@ -15,13 +15,15 @@ from rich.table import Column, Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from fusionroute.engine.sequence import Completion, TraceRecord
+from fusionroute.engine.sequence import ENSEMBLED, VERDICTS, Completion, TraceRecord
 from fusionroute.engine.text import GrowingText
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, those readable on black and on white first.
 PALETTE = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#0072b2", "#f0e442")
 AGAINST_EXPERT = ("router", "neither")  # deciders of a token that the expert alone would not have written
 MARK = Style(underline=True)
+BOLD = Style(bold=True)  # the ensemble was asked
+REPLACED, CONTINUED = "replaced", "continued"  # of the verdicts, those that are marked in their own way
 MARK_EXPLAINED = Text.assemble(("underlined", MARK), ": the expert alone would have written something else")
 BEST = Style(bold=True, color="#009e73")
 # What a model writes must not steer the terminal: control characters are shown as their pictures (␛ for escape).
@@ -31,11 +33,13 @@ PLAIN_SHARE = 10  # where there is no bar, a line for every tenth
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that can be shown once a token is written, and who wrote that token."""
+    """Text that can be shown once a token is written, and who wrote that token; see `TraceRecord`."""
 
     text: str
     expert: str
     decided_by: str
+    verdict: str = ""
+    support: tuple[float, ...] = ()
 
 
 class Estimated(Protocol):
@@ -58,8 +62,14 @@ def expert_styles(names: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def pieces(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
-    """``completion.text`` cut by token; a character of several tokens belongs to the token that completes it."""
+def pieces(
+    completion: Completion, tokenizer: PreTrainedTokenizerBase, *, include_empty: bool = False
+) -> Iterator[Piece]:
+    """``completion.text`` cut by token; a character of several tokens belongs to the token that completes it.
+
+    Args:
+        include_empty: also tokens that show nothing, such as the end of the answer, so that every token is there.
+    """
     growing, shown, end = GrowingText(tokenizer), 0, len(completion.text)
     for record in completion.trace:
         growing.push(record.token_id)
@@ -67,32 +77,64 @@ def pieces(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> Iterat
             growing.finish()
         text = growing.text[shown:end]
         shown = len(growing.text)
-        if text:
-            yield Piece(text, record.expert, record.decided_by)
+        if text or include_empty:
+            yield Piece(text, record.expert, record.decided_by, record.verdict, record.support)
 
 
-def token_text(text: str, expert: str, decided_by: str, styles: Mapping[str, Style]) -> Text:
-    """One token's text in its expert's style, marked if the expert alone would have written another."""
-    style = styles.get(expert, Style())
-    return Text(text.translate(VISIBLE), style + MARK if decided_by in AGAINST_EXPERT else style)
+def token_text(text: str, expert: str, decided_by: str, styles: Mapping[str, Style], verdict: str = "") -> Text:
+    """One token's text in its expert's style, marked if the expert alone would have written another.
+
+    A token with a verdict is bold where the ensemble was asked and marked where it wrote something else.
+    """
+    return Text(text.translate(VISIBLE), styles.get(expert, Style()) + _mark(decided_by, verdict))
+
+
+def _mark(decided_by: str, verdict: str) -> Style:
+    if verdict:
+        is_bold = verdict in ENSEMBLED or verdict == CONTINUED
+        return (BOLD if is_bold else Style()) + (MARK if verdict == REPLACED else Style())
+    return MARK if decided_by in AGAINST_EXPERT else Style()
 
 
 def coloured_answer(completion: Completion, tokenizer: PreTrainedTokenizerBase, styles: Mapping[str, Style]) -> Text:
     """The answer, each token in the style of the expert that wrote it; special tokens are not shown."""
     written = pieces(completion, tokenizer)
-    return Text().join(token_text(piece.text, piece.expert, piece.decided_by, styles) for piece in written)
+    return Text().join(
+        token_text(piece.text, piece.expert, piece.decided_by, styles, piece.verdict) for piece in written
+    )
 
 
 def legend(styles: Mapping[str, Style], trace: Iterable[TraceRecord], *, explain: bool = True) -> Text:
-    """Which colour is whose and how many of the tokens each wrote; the mark is explained if it occurs."""
+    """Which colour is whose and how many of the tokens each wrote; the mark is explained if it occurs.
+
+    Where models check each other's tokens, a second line says how many were ensembled and why the others were not.
+    """
     records = list(trace)
     counts = Counter(record.expert for record in records)
     parts = [
         Text.assemble((name, style), f" {counts[name] / max(len(records), 1):.0%}") for name, style in styles.items()
     ]
-    if explain and any(record.decided_by in AGAINST_EXPERT for record in records):
+    if explain and any(record.decided_by in AGAINST_EXPERT and not record.verdict for record in records):
         parts.append(MARK_EXPLAINED)
-    return Text("   ").join(parts)
+    verdicts = Counter(record.verdict for record in records if record.verdict)
+    return Text("\n").join([Text("   ").join(parts), *([_verdict_line(verdicts)] if verdicts else [])])
+
+
+def _verdict_line(counts: Mapping[str, int]) -> Text:
+    """``ensembled 4 of 112 tokens (E/T 3.6 %), 2 of them replaced · kept: consensus 71 %, …``; it shows the marks."""
+    total, ensembled = sum(counts.values()), sum(counts.get(verdict, 0) for verdict in ENSEMBLED)
+    line = Text.assemble(("ensembled", BOLD), f" {ensembled} of {total} tokens (E/T {100 * ensembled / total:.1f} %)")
+    if counts.get(REPLACED):
+        line.append_text(Text.assemble(f", {counts[REPLACED]} of them ", (REPLACED, BOLD + MARK)))
+    kept = [verdict for verdict in VERDICTS if verdict not in (*ENSEMBLED, CONTINUED) and counts.get(verdict)]
+    if kept:
+        line.append(" · kept: " + ", ".join(f"{verdict} {_whole_percent(counts[verdict] / total)}" for verdict in kept))
+    return line
+
+
+def _whole_percent(share: float) -> str:
+    """Nothing that occurs is 0 %."""
+    return "< 1 %" if share < 0.005 else f"{100 * share:.0f} %"
 
 
 def comparison_table(
@@ -121,6 +163,34 @@ def comparison_table(
         is_bound = method in bounds
         cells = [_cell(row[column], None if is_bound else best[column]) for column in columns]
         table.add_row(method.replace(", ", ",\n", 1), *cells, style="italic" if is_bound else None)
+    return table
+
+
+def ensembling_table(costs: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """How often methods that draft and check ensembled, and what they read; None where there is no such method.
+
+    Args:
+        costs: by method, as in ``results.json``.
+    """
+    shown = {method: cost for method, cost in costs.items() if "ensembled_per_token" in cost}
+    if not shown:
+        return None
+    caption = "E/T: tokens that were ensembled; acceptance: drafted tokens that stand"
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, caption_justify="left")
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    table.add_column("", no_wrap=True)
+    for heading in ("E/T %", "acceptance %"):
+        table.add_column(heading, justify="right")
+    table.add_column("tokens read per written token")
+    for method, cost in shown.items():
+        reads = ", ".join(f"{model} {count:.2f}" for model, count in cost["tokens_read_per_token"].items())
+        acceptance = cost.get("acceptance")
+        table.add_row(
+            method.replace(", ", ",\n", 1),
+            f"{100 * cost['ensembled_per_token']:.1f}",
+            "–" if acceptance is None else f"{100 * acceptance:.1f}",
+            reads,
+        )
     return table
 
 

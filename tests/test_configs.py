@@ -14,20 +14,27 @@ from typer.testing import CliRunner
 
 import tiny
 from fusionroute.cli import app
+from fusionroute.models.ensemble import EnsembleSettings
 from fusionroute.training.settings import TrainSettings
 from tiny_training import make_examples, make_pairs, write_rows
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PAPER = sorted((CONFIGS / "paper").glob("*.yaml"))
+ENSEMBLES = sorted((CONFIGS / "paper").glob("safe-*.yaml"))
+PAPER = sorted({*(CONFIGS / "paper").glob("*.yaml")} - {*ENSEMBLES})
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 FAMILIES = {"llama3": "llama", "gemma2": "gemma2"}
 
 
 def test_the_configs_are_there() -> None:
     assert [path.stem for path in PAPER] == ["gemma2", "llama3"]
+    assert [path.stem for path in ENSEMBLES] == [
+        f"safe-{name}" for name in ("32b", "internlm-exaone", "internlm-qwen", "qwen-exaone", "similar", "three")
+    ]
     assert [path.stem for path in ACCELERATE] == ["cpu_2_processes", "deepspeed_zero3", "fsdp2", "multi_gpu"]
     said = (CONFIGS / "README.md").read_text(encoding="utf-8")
-    assert {f"{path.parent.name}/{path.name}" for path in [*PAPER, *ACCELERATE]} <= set(re.findall(r"`([^`]+)`", said))
+    assert {f"{path.parent.name}/{path.name}" for path in [*PAPER, *ENSEMBLES, *ACCELERATE]} <= set(
+        re.findall(r"`([^`]+)`", said)
+    )
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
@@ -42,6 +49,20 @@ def test_the_papers_values(path: Path) -> None:
     for stage in (settings.sft, settings.cdpo):
         assert (stage.learning_rate, stage.epochs) == (1e-5, 1)
         assert stage.batch_size * stage.accumulation * 8 == 128
+
+
+@pytest.mark.parametrize("path", ENSEMBLES, ids=lambda path: path.stem)
+def test_the_papers_ensembles(path: Path) -> None:
+    settings = EnsembleSettings.read(path)
+    assert settings.drafter == next(iter(settings.models))
+    assert settings.keywords() == {
+        "drafter": settings.drafter, "host": settings.host, "weights": None, "sharpening": "prefix", "threshold": 0.1,
+        "draft_length": 5, **({"gate": 0.5} if settings.host == "gac" else {}),
+    }  # fmt: skip
+    assert (settings.prompt, settings.dtype) == ("chat_template", "float16")
+    remote = {reference.model.split("/")[0] for reference in settings.models.values() if reference.trust_remote_code}
+    assert remote <= {"internlm", "LGAI-EXAONE"}, "nobody else brings code of their own"
+    assert EnsembleSettings.read(path, {"host": "gac"}).keywords()["gate"] == 0.5
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)

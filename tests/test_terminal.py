@@ -14,6 +14,7 @@ from fusionroute.terminal import (
     coloured_answer,
     comparison_table,
     duration,
+    ensembling_table,
     expert_styles,
     legend,
     pieces,
@@ -90,6 +91,77 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     where = console(terminal=True)
     where.print(token_text("a", "math", "router", STYLES))
     assert shown(where) == "\x1b[4ma\x1b[0m\n"
+
+
+def checked(text: str, verdicts: list[str], experts: list[str] | None = None) -> Completion:
+    """An answer of one token a byte whose tokens were checked, ended by the end-of-sequence token."""
+    ids = [*tiny.tokenizer()(text, add_special_tokens=False).input_ids, tiny.EOS]
+    experts = experts or ["math"] * len(ids)
+    trace = [TraceRecord(i, e, decided_by="neither", verdict=v) for i, e, v in zip(ids, experts, verdicts, strict=True)]
+    return Completion(text, ids, "stop", trace)
+
+
+def test_ensembled_tokens_are_bold_and_replaced_ones_underlined_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bold and underlined hold on black and white; where there is a verdict, the decider has no say."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    where = console(terminal=True)
+    verdicts = ["consensus", "ensembled", "replaced", "continued", "alone", "majority"]
+    where.print(coloured_answer(checked("abcde", verdicts), tiny.tokenizer(), STYLES))
+    assert shown(where) == "a\x1b[1mb\x1b[0m\x1b[1;4mc\x1b[0m\x1b[1md\x1b[0me\n"
+
+
+def test_an_ensembled_token_has_the_colour_of_whoever_wanted_it_most() -> None:
+    where = console(terminal=True)
+    answer = checked("ab", ["consensus", "replaced", "alone"], ["math", "code", "math"])
+    where.print(coloured_answer(answer, tiny.tokenizer(), STYLES))
+    assert shown(where) == "\x1b[38;2;86;180;233ma\x1b[0m\x1b[1;4;38;2;230;159;0mb\x1b[0m\n"
+
+
+@pytest.mark.parametrize("explain", [True, False])
+def test_the_legend_counts_what_was_ensembled_and_says_why_the_rest_was_kept(explain: bool) -> None:
+    verdicts = ["consensus"] * 6 + ["majority", "boundary", "ensembled", "replaced", "continued", "replaced"]
+    found = legend(STYLES, checked("x" * 11, verdicts).trace, explain=explain)
+    assert found.plain.splitlines() == [
+        "math 100%   code 0%",
+        "ensembled 3 of 12 tokens (E/T 25.0 %), 2 of them replaced · kept: consensus 50 %, majority 8 %, boundary 8 %",
+    ]
+    where = console(terminal=False, width=200)
+    where.print(found)
+    assert "\x1b" not in shown(where)
+
+
+def test_a_legend_where_nothing_was_ensembled_or_nothing_kept() -> None:
+    assert (
+        legend({}, checked("x", ["alone"] * 2).trace).plain
+        == "\nensembled 0 of 2 tokens (E/T 0.0 %) · kept: alone 100 %"
+    )
+    assert legend({}, checked("x", ["ensembled"] * 2).trace).plain == "\nensembled 2 of 2 tokens (E/T 100.0 %)"
+
+
+def test_what_occurs_is_not_shown_as_none() -> None:
+    found = legend({}, [TraceRecord(1, "math", verdict=v) for v in ["consensus"] * 999 + ["boundary"]])
+    assert found.plain.endswith("kept: consensus 100 %, boundary < 1 %")
+
+
+def test_pieces_leave_out_tokens_without_text_unless_asked() -> None:
+    """Half a character, a special token: they show nothing, but they are tokens, and their verdicts count."""
+    completion = checked("é", ["ensembled", "alone", "consensus"])
+    assert [(each.text, each.verdict) for each in pieces(completion, tiny.tokenizer())] == [("é", "alone")]
+    every = list(pieces(completion, tiny.tokenizer(), include_empty=True))
+    assert [(each.text, each.verdict) for each in every] == [("", "ensembled"), ("é", "alone"), ("", "consensus")]
+
+
+def test_methods_that_check_tokens_have_a_table_of_their_own() -> None:
+    reads = {"tokens_read_per_token": {"math": 1.1, "code": 1.456}}
+    costs = {"alone": reads, "SAFE": reads | {"ensembled_per_token": 0.0357, "acceptance": 0.925}}
+    costs["GaC"] = reads | {"ensembled_per_token": 1.0}
+    where = console(terminal=False)
+    where.print(ensembling_table(costs))
+    rows = [" ".join(line.split()) for line in shown(where).splitlines()]
+    assert "SAFE 3.6 92.5 math 1.10, code 1.46" in rows
+    assert "GaC 100.0 – math 1.10, code 1.46" in rows
+    assert "alone" not in shown(where)
+    assert ensembling_table({"alone": reads}) is None
 
 
 def test_a_model_cannot_steer_the_terminal() -> None:

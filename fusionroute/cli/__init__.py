@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from fusionroute.cli.calibrate import calibrate
 from fusionroute.cli.chat import chat
 from fusionroute.cli.env import env
 from fusionroute.cli.evaluate import evaluate
@@ -33,6 +34,7 @@ app.command()(pairs)
 app.command()(cdpo)
 app.command()(generate)
 app.command()(chat)
+app.command()(calibrate)
 app.command()(merge)
 app.command()(judge)
 app.command()(evaluate)

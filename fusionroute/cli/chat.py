@@ -1,4 +1,4 @@
-"""``fusionroute chat``: a conversation with a team."""
+"""``fusionroute chat``: a conversation with a team or an ensemble."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -8,17 +8,18 @@ from rich.console import Console
 from fusionroute.cli import options
 from fusionroute.cli.console import stdout
 from fusionroute.cli.failing import BAD_INPUT, FAILED, complain
-from fusionroute.cli.loading import generation_settings, load_team
+from fusionroute.cli.loading import batching, generation_settings, load_writers
 from fusionroute.config import GenerationSettings
 from fusionroute.errors import PromptError, RequestTooLargeError
 
 if TYPE_CHECKING:
     from fusionroute.engine.engine import Engine
+    from fusionroute.ensemble import Ensemble
     from fusionroute.team import Team
 
 
 def chat(
-    team: options.TeamFolder,
+    team: options.TeamOrEnsemble,
     max_new_tokens: options.MaxNewTokens = 256,
     sample: options.Sample = False,
     temperature: options.Temperature = None,
@@ -28,25 +29,26 @@ def chat(
     seed: options.Seed = None,
     stop: options.Stop = None,
     no_complement: options.NoComplement = False,
+    override: options.EnsembleOverrides = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     cache_limit: options.CacheLimit = None,
 ) -> None:
-    """Talk with a team: /reset forgets, /exit leaves, Ctrl-C ends an answer."""
+    """Talk with a team or an ensemble: /reset forgets, /exit leaves, Ctrl-C ends an answer."""
     settings = generation_settings(
         max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         seed=seed, stop=stop,
     )  # fmt: skip
-    loaded = load_team(team, device, dtype)
+    loaded = load_writers(team, device, dtype, override, complement=not no_complement)
     if loaded.prompt is None:
         raise PromptError(
-            "this team reads text as it is, so it cannot tell who spoke: set prompt in its team.json to chat_template "
-            "or a named template such as alpaca, or use fusionroute generate"
+            "these models read text as it is, so they cannot tell who spoke: set prompt in the team's team.json or in "
+            "the ensemble file to chat_template or a named template such as alpaca, or use fusionroute generate"
         )
-    _converse(loaded, loaded.engine(complement=not no_complement, cache_limit=cache_limit), settings)
+    _converse(loaded, loaded.engine(**batching(complement=not no_complement, cache_limit=cache_limit)), settings)
 
 
-def _converse(team: "Team", engine: "Engine", settings: GenerationSettings) -> None:
+def _converse(team: "Team | Ensemble", engine: "Engine", settings: GenerationSettings) -> None:
     from fusionroute.terminal import MARK_EXPLAINED
 
     console, messages = stdout(), list[dict[str, str]]()
@@ -65,7 +67,11 @@ def _converse(team: "Team", engine: "Engine", settings: GenerationSettings) -> N
 
 
 def _reply(
-    console: Console, team: "Team", engine: "Engine", asked: list[dict[str, str]], settings: GenerationSettings
+    console: Console,
+    team: "Team | Ensemble",
+    engine: "Engine",
+    asked: list[dict[str, str]],
+    settings: GenerationSettings,
 ) -> list[dict[str, str]]:
     """The conversation with the answer at its end, or without the question if it could not be answered."""
     from fusionroute.cli.writing import print_legend, write_answer

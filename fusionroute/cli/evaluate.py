@@ -44,7 +44,7 @@ def evaluate(
     settings = _settings(compare, override or [], allow_code=allow_code)
     from fusionroute.evaluation.compare.run import REPORT, RESULTS
     from fusionroute.evaluation.compare.run import compare as run
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal import RichProgress, ensembling_table
 
     console = stdout()
     with RichProgress(console) as progress:
@@ -57,6 +57,8 @@ def evaluate(
             command=_command(compare, output, override or [], allow_code=allow_code),
         )
     console.print(_table(record))
+    if (table := ensembling_table(record["cost"])) is not None:
+        console.print(table)
     console.print(f"{output / RESULTS} has the figures, {output / REPORT} is the page to read", soft_wrap=True)
     if record["failed"]:
         first = record["failed"][0]

@@ -11,18 +11,19 @@ from rich.console import Console
 from fusionroute.cli import options
 from fusionroute.cli.console import stdout
 from fusionroute.cli.failing import FAILED, complain
-from fusionroute.cli.loading import generation_settings, load_team
+from fusionroute.cli.loading import batching, generation_settings, load_writers
 from fusionroute.cli.prompts import as_text, read_prompts
 from fusionroute.config import GenerationSettings
 from fusionroute.errors import SettingsError
 
 if TYPE_CHECKING:
     from fusionroute.engine.sequence import Completion
+    from fusionroute.ensemble import Ensemble
     from fusionroute.team import Team
 
 
 def generate(
-    team: options.TeamFolder,
+    team: options.TeamOrEnsemble,
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Else --file, else piped lines.")
     ] = None,
@@ -46,6 +47,7 @@ def generate(
         ),
     ] = None,
     no_complement: options.NoComplement = False,
+    override: options.EnsembleOverrides = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     cache_limit: options.CacheLimit = None,
@@ -62,45 +64,49 @@ def generate(
         seed=seed, stop=stop, logprobs=logprobs,
     )  # fmt: skip
     asked = read_prompts(prompts, file)
-    loaded = load_team(team, device, dtype)
-    batching = {"complement": not no_complement, "cache_limit": cache_limit, "max_batch": max_batch}
-    failures = _answer(loaded, asked, batching, settings, as_json=as_json)
+    loaded = load_writers(team, device, dtype, override, complement=not no_complement)
+    batched = batching(complement=not no_complement, cache_limit=cache_limit, max_batch=max_batch)
+    failures = _answer(loaded, asked, batched, settings, as_json=as_json)
     if failures:
         raise typer.Exit(complain(f"{len(failures)} of {len(asked)} answers failed; the first: {failures[0]}", FAILED))
 
 
 def _answer(
-    team: "Team", prompts: list[Any], batching: dict[str, Any], settings: GenerationSettings, *, as_json: bool
+    team: "Team | Ensemble", prompts: list[Any], batched: dict[str, Any], settings: GenerationSettings, *, as_json: bool
 ) -> list[str]:
     """Generate and print; returns the errors of answers that failed."""
     from fusionroute.cli.writing import print_legend, write_answer
 
     console = stdout()
     if as_json or not console.is_terminal:
-        completions = team.generate(prompts, **batching, **settings.model_dump())
+        completions = team.generate(prompts, **batched, **settings.model_dump())
         for prompt, completion in zip(prompts, completions, strict=True):
             print(json.dumps(_record(prompt, completion), ensure_ascii=False) if as_json else completion.text)
     elif len(prompts) == 1:
-        completions = [write_answer(console, team, team.engine(**batching), prompts[0], settings)]
+        completions = [write_answer(console, team, team.engine(**batched), prompts[0], settings)]
         if completions[0].finish_reason == "cancelled":
             raise KeyboardInterrupt  # what was written is shown; the exit code says that it is not all
         console.print()
         print_legend(console, team, completions)
     else:
-        completions = _answer_many(console, team, prompts, batching, settings)
+        completions = _answer_many(console, team, prompts, batched, settings)
         print_legend(console, team, completions)
     return [completion.error or "" for completion in completions if completion.finish_reason == "error"]
 
 
 def _answer_many(
-    console: Console, team: "Team", prompts: list[Any], batching: dict[str, Any], settings: GenerationSettings
+    console: Console,
+    team: "Team | Ensemble",
+    prompts: list[Any],
+    batched: dict[str, Any],
+    settings: GenerationSettings,
 ) -> "list[Completion]":
     from fusionroute.terminal import RichProgress, coloured_answer, expert_styles
 
     with RichProgress(console) as progress:
         progress.start("writing", len(prompts))
         completions = team.generate(
-            prompts, **batching, **settings.model_dump(), on_finish=lambda sequence: progress.advance(1)
+            prompts, **batched, **settings.model_dump(), on_finish=lambda sequence: progress.advance(1)
         )
     for prompt, completion in zip(prompts, completions, strict=True):
         console.print(f"› {as_text(prompt)}", style="dim", markup=False, soft_wrap=True)

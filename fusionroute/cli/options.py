@@ -10,6 +10,21 @@ GENERATION, MACHINE, OUTPUT = "How an answer is decoded", "Machine", "Output"
 TeamFolder = Annotated[
     str, typer.Argument(metavar="TEAM", help="Folder or hub id of a trained team.", show_default=False)
 ]
+TeamOrEnsemble = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEAM", help="Folder or hub id of a trained team, or an ensemble file (*.yaml).", show_default=False
+    ),
+]
+EnsembleOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set an option of an ensemble file, such as draft_length=3; repeatable.",
+        rich_help_panel=GENERATION,
+    ),
+]
 TeamYaml = Annotated[
     Path, typer.Argument(metavar="TEAM.yaml", help="Experts, router, prompt and data.", show_default=False)
 ]

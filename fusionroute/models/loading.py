@@ -47,6 +47,7 @@ class ModelReference(Settings):
     revision: str | None = None
     dtype: str | None = None
     device: str | None = None
+    trust_remote_code: bool = False  # run the Python files that come with it, which some families need
 
 
 def load_model(
@@ -59,6 +60,8 @@ def load_model(
     merge_adapter: bool = False,
 ) -> PreTrainedModel:
     """Load a causal LM in evaluation mode; what ``reference`` itself says of dtype and device comes first.
+
+    Remote code is run if either the argument or ``reference`` asks for it.
 
     ``dtype=None`` keeps the checkpoint's own, except that float16 becomes float32 on CPU, where half precision is
     slower and coarser. Of an adapter, dtype and device are those of its base; see `attach` for what it becomes.
@@ -73,6 +76,7 @@ def load_model(
             has no base, does not fit it, or is of a kind that cannot join a team.
     """
     reference = as_reference(reference)
+    trust_remote_code = trust_remote_code or reference.trust_remote_code
     adapter = adapter_at(reference)
     if adapter is None:
         return _checkpoint(reference, dtype, device, trust_remote_code, loaded)
@@ -131,6 +135,7 @@ def load_tokenizer(
     Raises `CheckpointError` as `load_model` does.
     """
     reference = as_reference(reference)
+    trust_remote_code = trust_remote_code or reference.trust_remote_code
     adapter = adapter_at(reference)
     if adapter is not None and not _has_tokenizer(adapter):
         reference = _base(reference, adapter)
@@ -146,7 +151,9 @@ def load_config(reference: ModelReference) -> PreTrainedConfig:
     reference = full_model(reference)
     location = require_location(reference.model)
     try:
-        return AutoConfig.from_pretrained(location, revision=reference.revision)
+        return AutoConfig.from_pretrained(
+            location, revision=reference.revision, trust_remote_code=reference.trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{location} has no readable config.json ({error}); fetch or save it again") from error
 

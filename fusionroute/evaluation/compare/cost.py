@@ -9,6 +9,7 @@ import torch
 from fusionroute.engine.method import Method
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.scorer import Scorer
+from fusionroute.engine.sequence import ENSEMBLED, Completion
 from fusionroute.models.reward import RewardModel
 
 SCORER = "scorer"
@@ -32,6 +33,23 @@ def tokens_read(method: Method) -> dict[str, int]:
     if (reward_model := reward_model_of(method)) is not None:
         counts[SCORER] += reward_model.tokens_read
     return dict(counts)
+
+
+def drafts(method: Method) -> dict[str, int]:
+    """Tokens that one model proposed for others to check, and how many of them stand; empty where none are."""
+    drafted: int | None = getattr(method, "drafted", None)
+    return {} if drafted is None else {"drafted": drafted, "kept": getattr(method, "kept", 0)}
+
+
+def ensembles(completions: Iterable[Completion]) -> dict[str, int]:
+    """How many tokens were ensembled, of how many; empty where the trace says nothing of it.
+
+    A property of the answers: those that an interrupted measurement left count like the others.
+    """
+    verdicts = [record.verdict for completion in completions for record in completion.trace]
+    if not any(verdicts):
+        return {}
+    return {"ensembled": sum(verdict in ENSEMBLED for verdict in verdicts), "of_tokens": len(verdicts)}
 
 
 def peak_memory(method: Method) -> dict[str, int]:
@@ -68,7 +86,15 @@ def total_cost(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "tokens_read_per_token": {name: count / written for name, count in read.items()},
         "peak_memory": _largest(cost["peak_memory"] for cost in costs),
         "batch": max(cost["batch"] for cost in costs),
+        **_share(cells, "ensembled_per_token", "ensembled", "of_tokens"),
+        **_share(cells, "acceptance", "kept", "drafted"),
     }
+
+
+def _share(cells: Iterable[Mapping[str, Any]], name: str, part: str, whole: str) -> dict[str, float]:
+    """One figure over the cells that count it; empty where none does."""
+    counted = [cell["cost"] for cell in cells if cell["cost"].get(whole)]
+    return {name: sum(cost[part] for cost in counted) / sum(cost[whole] for cost in counted)} if counted else {}
 
 
 def _weights(models: Iterable[torch.nn.Module]) -> int:

@@ -11,14 +11,14 @@ from lm_eval.api.task import Task
 
 from fusionroute.engine.sequence import Completion
 from fusionroute.evaluation.compare.cells import Cell, Record
-from fusionroute.evaluation.compare.cost import peak_memory, reset_peak, tokens_read
+from fusionroute.evaluation.compare.cost import drafts, ensembles, peak_memory, reset_peak, tokens_read
 from fusionroute.evaluation.compare.lineup import Contestant
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.evaluation.harness.answer_log import AnswerLog
 from fusionroute.evaluation.harness.method_lm import MethodLM
 from fusionroute.evaluation.tasks import primary_metric, scores
 from fusionroute.evaluation.tasks.code_metric import sandboxed_code_eval
-from fusionroute.terminal import pieces
+from fusionroute.terminal import Piece, pieces
 
 Samples = list[Mapping[str, Any]]
 
@@ -42,7 +42,7 @@ def measure(
         FusionRouteError: the method cannot do this task, or a model fails.
     """
     method = contestant.method
-    before = tokens_read(method)
+    before, drafted = tokens_read(method), drafts(method)
     reset_peak()
     lm = MethodLM(
         method,
@@ -74,6 +74,8 @@ def measure(
             "peak_memory": peak_memory(method),
             "batch": settings.max_batch,
             "answers_kept": known,  # by an interrupted measurement, whose cost is not in these figures
+            **{name: count - drafted[name] for name, count in drafts(method).items()},
+            **ensembles(itertools.chain.from_iterable(lm.written.values())),
         },
         "examples": examples,
     }
@@ -143,10 +145,24 @@ def _answer(
     return context, str(arguments[likelihoods.index(max(likelihoods))][-1]), None
 
 
-def _tokens(completion: Completion, contestant: Contestant) -> dict[str, list[str]]:
-    written = list(pieces(completion, contestant.tokenizer))
-    return {
+def _tokens(completion: Completion, contestant: Contestant) -> dict[str, Any]:
+    """Columns of what is known of each token; where models check each other's tokens, of those without a text too."""
+    is_checked = any(record.verdict for record in completion.trace)
+    written = list(pieces(completion, contestant.tokenizer, include_empty=is_checked))
+    columns = {
         "text": [piece.text for piece in written],
         "expert": [piece.expert for piece in written],
         "decided_by": [piece.decided_by for piece in written],
+    }
+    if not is_checked:
+        return columns
+    return columns | {"verdict": [piece.verdict for piece in written], "support": _support(written, contestant)}
+
+
+def _support(written: Sequence[Piece], contestant: Contestant) -> dict[str, list[float | None]]:
+    """Model to its probability of its own token at each place, None where it was not asked."""
+    names = [runner.name for runner in contestant.method.runners]  # the drafter is the first, as in the trace
+    return {
+        name: [float(f"{piece.support[at]:.3g}") if at < len(piece.support) else None for piece in written]
+        for at, name in enumerate(names)
     }

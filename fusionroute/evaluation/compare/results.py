@@ -9,6 +9,7 @@ import numpy as np
 
 from fusionroute.errors import DataError
 from fusionroute.evaluation.compare.cost import total_cost
+from fusionroute.evaluation.compare.ensembling import ensembling
 from fusionroute.evaluation.compare.lineup import SingleEntry
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.evaluation.compare.usage import usage
@@ -31,6 +32,7 @@ def results(settings: CompareSettings, measured: Cells) -> dict[str, Any]:
     bounds, winners = _bounds(found, settings)
     costs = {name: total_cost(cells) for name, cells in by_method.items()}
     writers = {name: usage(cells) for name, cells in by_method.items() if settings.methods[name].is_joint}
+    ensembled = {name: ensembling(cells) for name, cells in by_method.items()}
     return {
         "seeds": list(settings.seeds),
         "tasks": settings.task_names,
@@ -43,6 +45,7 @@ def results(settings: CompareSettings, measured: Cells) -> dict[str, Any]:
         "differences": differences(found, settings.held_against, settings),
         "cost": {name: cost for name, cost in costs.items() if cost is not None},
         "usage": {name: who for name, who in writers.items() if who is not None},
+        "ensembling": {name: found for name, found in ensembled.items() if found is not None},
     }
 
 

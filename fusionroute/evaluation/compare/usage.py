@@ -23,8 +23,8 @@ def usage(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     tasks = {task: answers for task, answers in tasks.items() if answers}
     return {
         "experts": experts,
-        "by_task": {task: _shares(answers, experts) for task, answers in tasks.items()},
-        "by_position": {task: _positions(answers, experts) for task, answers in tasks.items()},
+        "by_task": {task: shares(answers, experts) for task, answers in tasks.items()},
+        "by_position": {task: positions(answers, experts) for task, answers in tasks.items()},
     }
 
 
@@ -34,13 +34,14 @@ def _in_order(tasks: Iterable[list[Sequence[str]]]) -> list[str]:
     return [expert for expert, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def _shares(answers: Sequence[Sequence[str]], experts: Sequence[str]) -> dict[str, float]:
+def shares(answers: Sequence[Sequence[str]], experts: Sequence[str]) -> dict[str, float]:
+    """Each expert's share of all tokens; answers name the writer of each token."""
     counts = Counter(expert for answer in answers for expert in answer)
     total = sum(counts.values())
     return {expert: counts[expert] / total for expert in experts}
 
 
-def _positions(answers: Sequence[Sequence[str]], experts: Sequence[str]) -> dict[str, list[float]]:
+def positions(answers: Sequence[Sequence[str]], experts: Sequence[str]) -> dict[str, list[float]]:
     """Each expert's share of the tokens in each tenth of the answer, every answer counting the same.
 
     A token spreads over the tenths that it covers, so that short answers fill all ten as well.

@@ -92,4 +92,5 @@ def _completion(values: dict[str, Any]) -> Completion:
 
 def _trace_record(values: dict[str, Any]) -> TraceRecord:
     top = tuple((token, logprob) for token, logprob in values["top_logprobs"])
-    return TraceRecord(**values | {"weights": tuple(values["weights"]), "top_logprobs": top})
+    lists = {"weights": tuple(values["weights"]), "support": tuple(values.get("support", ()))}
+    return TraceRecord(**values | lists | {"top_logprobs": top})

@@ -13,6 +13,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, warni
 from transformers import PreTrainedTokenizerBase
 
 from fusionroute.engine.engine import MAX_BATCH, Engine
+from fusionroute.engine.members import OfMembers
 from fusionroute.engine.method import Method
 from fusionroute.engine.sequence import Completion
 from fusionroute.engine.sequence import Sequence as Written
@@ -20,7 +21,8 @@ from fusionroute.errors import ModelOutputError, PromptError, SettingsError
 from fusionroute.evaluation.harness.answer_log import AnswerLog
 from fusionroute.evaluation.harness.decoding import Decoding, parse_decoding
 from fusionroute.evaluation.harness.likelihoods import Likelihoods, Limits, Request, Score
-from fusionroute.models.prompt import TEMPLATES, PromptFormat
+from fusionroute.models.opening import is_opened
+from fusionroute.models.prompt import TEMPLATES, Prompt, PromptFormat
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ class MethodLM(TemplateLM):
     distribution is no single model's. A warning names the model and the setting.
 
     A context is taken as it is, with the BOS that the tokenizer adds unless it begins with one, until lm-eval is asked
-    to apply a chat template (``apply_chat_template=True``): then ``prompt`` renders it.
+    to apply a chat template (``apply_chat_template=True``): then ``prompt`` renders it. Models with tokenizers of their
+    own get the messages, the beginning of an answer too, and each reads them in its own format.
 
     Args:
         method: what writes; likelihoods need one that is `TeacherForced`.
@@ -106,6 +109,7 @@ class MethodLM(TemplateLM):
         self.tokens_written = 0
         self.seconds = 0.0
         self._device = method.runners[0].device
+        self._members = method.members if isinstance(method, OfMembers) else ()  # with prompt formats of their own
         self._adds_bos = not _is_trained_without_bos(prompt)
         self._has_rendered = self._has_warned = False
         self._messages: dict[str, list[dict[str, str]]] = {}  # of which a rendered context was made
@@ -139,7 +143,7 @@ class MethodLM(TemplateLM):
         """Messages as one text. A template that knows no system role gets the messages without it, as in ``hf``."""
         self._has_rendered = True
         text = self._rendered(chat_history, add_generation_prompt)
-        if chat_history[-1]["role"] != "assistant":
+        if self._members or chat_history[-1]["role"] != "assistant":
             self._messages[text] = chat_history
         return text
 
@@ -193,10 +197,11 @@ class MethodLM(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """Write all answers, batched continuously; those of equal requests (repeats) are drawn independently.
 
-        A context that leaves no room for the answer loses its beginning.
+        A context that leaves no room for the answer loses its beginning, unless models read it in several ways.
 
         Raises:
             SettingsError: a generation option that is unknown or out of range, or no room for any context.
+            PromptError: a context that some model of an ensemble cannot read.
             ModelOutputError: a model returned logits that are no distribution; no score is made of such an answer.
         """
         self._warn_of_bare_contexts()
@@ -244,16 +249,47 @@ class MethodLM(TemplateLM):
         for context, decoding in asked:
             seed = derived_seed(self.seed, context, repeats[context, decoding])
             repeats[context, decoding] += 1
-            ids = self.tok_encode(context) or [self.prefix_token_id]
+            ids = self._prompt_ids(context)
             room = self.max_length - decoding.settings.max_new_tokens
             cut += len(ids) > room
-            sequence = self.engine.sequence(ids[-room:], decoding.settings.model_copy(update={"seed": seed}))
+            if self._members:
+                self._check_context(context, len(ids), room)
+            settings = decoding.settings.model_copy(update={"seed": seed})
+            sequence = self.engine.sequence(ids[-room:], settings, self._messages.get(context, context))
             sequence.eos_ids |= decoding.end_ids
-            sequence.prompt = self._messages.get(context, context)
             sequences.append(sequence)
         if cut:
             logger.warning("%d of %d contexts are too long and lose their beginning", cut, len(asked))
         return sequences
+
+    def _prompt_ids(self, context: str) -> list[int]:
+        """As the first model reads it. Of an ensemble all read the messages alike, in which no spelling is a token."""
+        if self._members and context in self._messages:
+            return self._members[0].prompt.encode(self._messages[context])
+        return self.tok_encode(context) or [self.prefix_token_id]
+
+    def _check_context(self, context: str, length: int, room: int) -> None:
+        """Several models are to read the same question, each in its own format, and none of them half of it."""
+        if length > room:
+            raise PromptError(
+                f"the context {context[-40:]!r} has {length} tokens for {self._members[0].name!r} where {room} fit; "
+                "what one model of an ensemble loses the others would still read: ask for fewer new tokens or shots"
+            )
+        prompt: Prompt | None = self._messages.get(context)
+        formats = {member.name: member.prompt for member in self._members}
+        named = [name for name, each in formats.items() if each.name is not None]
+        if prompt is None and named:
+            raise SettingsError(
+                f"{named[0]!r} reads prompts in the format {formats[named[0]].name!r}, but text came as it is; let "
+                "each model of the ensemble apply its own (apply_chat_template=True), or set prompt to null in its file"
+            )
+        leading = [name for name, each in formats.items() if each.lead]
+        if is_opened(prompt) and leading:
+            raise SettingsError(
+                f"the task begins the answer itself (gen_prefix), and the chat template of {leading[0]!r} writes "
+                f"{formats[leading[0]].lead!r} before every answer, so its models would not go on from the same text; "
+                "choose a task that leaves the answer to the models, or a named prompt format such as alpaca"
+            )
 
     def _run(self, sequences: list[Written], on_finish: Callable[[Written], None]) -> list[Completion]:
         began = time.perf_counter()

@@ -13,13 +13,15 @@ except ImportError as error:
 import torch
 from lm_eval.api.registry import model_registry, register_model
 
-from fusionroute.config import Settings
+from fusionroute.config import Settings, nearest
 from fusionroute.engine.engine import MAX_BATCH
 from fusionroute.engine.method import Method
 from fusionroute.errors import SettingsError
 from fusionroute.evaluation.harness.method_lm import MAX_NEW_TOKENS, MethodLM
+from fusionroute.methods import ensemble_method
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.methods.single import Single
+from fusionroute.models.ensemble import EnsembleSettings, in_order, is_ensemble_file, load_members, load_voices
 from fusionroute.models.loading import ModelReference, load_model, load_tokenizer
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.models.team import TeamModels, expert_references, read_team_file, team_folder
@@ -53,11 +55,12 @@ class ModelArguments(Settings):
 
 
 class FusionRouteLM(MethodLM):
-    """A trained team as lm-eval's model ``fusionroute``.
+    """A trained team, or the models of an ensemble file, as lm-eval's model ``fusionroute``.
 
     Args:
-        arguments: `ModelArguments`. ``team`` is a folder or hub id. ``expert`` lets one of its models write alone,
-            ``router`` among them; ``complement=false`` is routing only; ``prompt`` replaces the team's own format.
+        arguments: `ModelArguments`. ``team`` is a folder, a hub id or an ensemble file (``*.yaml``). ``expert`` lets
+            one of its models write alone, ``router`` among them; ``complement=false`` is routing only; ``prompt``
+            replaces the team's own format.
             ``max_batch`` comes before lm-eval's ``batch_size``, which is 1 unless given; "auto" is our default.
 
     Raises:
@@ -67,11 +70,15 @@ class FusionRouteLM(MethodLM):
     def __init__(self, **arguments: Any):
         given = ModelArguments.parse(arguments, source="model_args")
         max_batch = _max_batch(given)
-        method, own = _whole_team(given) if given.expert is None else _one_model(given, given.expert)
+        if is_ensemble_file(given.team):
+            method, own = _of_ensemble(given)
+        else:
+            method, own = _whole_team(given) if given.expert is None else _one_model(given, given.expert)
+            own = PromptFormat(own.tokenizer, given.prompt) if given.prompt else own
         super().__init__(
             method,
             own.tokenizer,
-            prompt=PromptFormat(own.tokenizer, given.prompt) if given.prompt else own,
+            prompt=own,
             max_batch=max_batch,
             cache_limit=given.cache_limit,
             seed=given.seed,
@@ -97,6 +104,27 @@ def _one_model(given: ModelArguments, name: str) -> tuple[Method, PromptFormat]:
         raise SettingsError(f"model_args: complement=false says nothing of {name!r} alone; leave it out")
     prompt = PromptFormat(load_tokenizer(router), team_file.prompt)
     return Single(load_model(references[name], **_loading(given)), name), prompt
+
+
+def _of_ensemble(given: ModelArguments) -> tuple[Method, PromptFormat]:
+    """All models of an ensemble file, or one of them alone under its own tokenizer."""
+    for name in ("complement", "revision"):
+        if name in given.model_fields_set:
+            raise SettingsError(f"model_args: {name} is of teams, and {given.team} is an ensemble file; leave it out")
+    settings = EnsembleSettings.read(given.team, {"prompt": given.prompt} if given.prompt else None)
+    names = [given.expert] if given.expert is not None else list(settings.models)
+    if names[0] not in settings.models:
+        raise SettingsError(f"model_args: expert: {nearest(names[0], settings.models)}")
+    if given.expert is None:
+        names = in_order(names, settings.require_drafter(names))
+    trusted = {"trust_remote_code": True} if given.trust_remote_code else {}
+    models = {name: settings.models[name].model_copy(update=trusted) for name in names}
+    options = _loading(given)
+    dtype, device = options["dtype"] or settings.dtype, options["device"] or settings.device
+    members = load_members(models, load_voices(models, settings.prompt), dtype=dtype, device=device)
+    first = members[0]
+    method = ensemble_method(members, settings) if given.expert is None else Single(first.model, first.name)
+    return method, first.prompt
 
 
 def _loading(given: ModelArguments) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class CostRow:
     total_reads: float | None
     memory: tuple[float | None, ...]
     total_memory: float | None
+    ensembled: float | None
+    acceptance: float | None
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class CostTable:
     adds_up: bool  # weights and cache do; what an allocator held at its peak includes both
     rows: tuple[CostRow, ...]
     batch: str
+    has_verdicts: bool  # whether any method checks tokens, so that there is E/T and acceptance
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,14 @@ def cost_table(results: Results) -> CostTable | None:
     memory = tuple(dict.fromkeys(name for cost in costs.values() for name in cost.get("peak_memory") or {}))
     batches = sorted({cost["batch"] for cost in costs.values() if cost.get("batch")})
     rows = tuple(_row(results, method, models, memory) for method in costs)
-    return CostTable(models, memory, len(memory) > 1 and set(memory) <= set(KEPT), rows, " or ".join(map(str, batches)))
+    return CostTable(
+        models,
+        memory,
+        len(memory) > 1 and set(memory) <= set(KEPT),
+        rows,
+        " or ".join(map(str, batches)),
+        any(row.ensembled is not None for row in rows),
+    )
 
 
 def scatters(table: CostTable | None) -> list[Scatter]:
@@ -114,6 +124,8 @@ def _row(results: Results, method: str, models: Sequence[str], memory: Sequence[
         sum(read.values()) if read else None,
         tuple(number(held.get(name)) for name in memory),
         sum(held.values()) if held else None,
+        number(cost.get("ensembled_per_token")),
+        number(cost.get("acceptance")),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from fusionroute.engine.sequence import VERDICTS
 from fusionroute.evaluation.report.results import Results, number
 
 BUDGET = 4_000_000  # bytes of examples in the page
@@ -55,15 +56,15 @@ def first_seeds(cells: Iterable[Cell]) -> dict[tuple[str, str], Cell]:
 def payload(results: Results, cells: Iterable[Cell], colours: Mapping[str, str], *, count: int) -> dict[str, Any]:
     """Everything the viewer needs: at most ``count`` questions a task, fewer where the page would grow too large.
 
-    Tokens name their expert and decider by number; a token's expert has a colour if it is one of a team's.
+    Tokens name their expert, decider and verdict by number; a token's expert has a colour if it is one of a team's.
     """
     found = questions(results, cells)
     methods = [method for method in results.methods if any(method in q.answers for qs in found.values() for q in qs)]
-    names, deciders = _Numbers(colours), _Numbers()
+    names, deciders, verdicts = _Numbers(colours), _Numbers(), _Numbers()
     tasks: dict[str, list[dict[str, Any]]] = {task: [] for task in results.tasks}
     spent = 0
     for rank in zip_longest(*(asked[:count] for asked in found.values())):
-        shown = [(question, _shown(question, methods, names, deciders)) for question in rank if question]
+        shown = [(question, _shown(question, methods, names, deciders, verdicts)) for question in rank if question]
         spent += sum(len(json_text(item)) for _, item in shown)
         if spent > BUDGET and any(tasks.values()):
             break
@@ -75,6 +76,7 @@ def payload(results: Results, cells: Iterable[Cell], colours: Mapping[str, str],
         "rival": results.single,
         "experts": [{"name": name, "colour": colours.get(name)} for name in names.known],
         "deciders": list(deciders.known),
+        "verdicts": [{"name": name, "meaning": VERDICTS.get(name, name)} for name in verdicts.known],
         "tasks": [{"name": task, "asked": len(found[task]), "items": items} for task, items in tasks.items() if items],
     }
 
@@ -129,15 +131,18 @@ def _dispute(question: Question) -> float:
     return round(share * (1 - share), 6)
 
 
-def _shown(question: Question, methods: Sequence[str], names: _Numbers, deciders: _Numbers) -> dict[str, Any]:
+def _shown(
+    question: Question, methods: Sequence[str], names: _Numbers, deciders: _Numbers, verdicts: _Numbers
+) -> dict[str, Any]:
     first = next(iter(question.answers.values()))
     answers = [
-        _answer(question.answers[method], names, deciders) if method in question.answers else None for method in methods
+        _answer(question.answers[method], names, deciders, verdicts) if method in question.answers else None
+        for method in methods
     ]
     return {"id": question.id, "prompt": _cut(first["prompt"]), "target": _cut(first["target"]), "answers": answers}
 
 
-def _answer(example: Mapping[str, Any], names: _Numbers, deciders: _Numbers) -> dict[str, Any]:
+def _answer(example: Mapping[str, Any], names: _Numbers, deciders: _Numbers, verdicts: _Numbers) -> dict[str, Any]:
     shown: dict[str, Any] = {"score": number(example.get("score")), "finish": example.get("finish_reason")}
     tokens = example.get("tokens")
     if not tokens or not tokens["text"]:
@@ -149,7 +154,11 @@ def _answer(example: Mapping[str, Any], names: _Numbers, deciders: _Numbers) -> 
             break
         count += 1
     shown |= {"tokens": tokens["text"][:count], "written": len(tokens["text"])}
-    return shown | {"by": names.of(tokens["expert"][:count]), "decided": deciders.of(tokens["decided_by"][:count])}
+    shown |= {"by": names.of(tokens["expert"][:count]), "decided": deciders.of(tokens["decided_by"][:count])}
+    if any(tokens.get("verdict") or ()):
+        support = {name: shares[:count] for name, shares in (tokens.get("support") or {}).items()}
+        shown |= {"verdict": verdicts.of(tokens["verdict"][:count]), "support": support}
+    return shown
 
 
 def _cut(text: Any) -> str:

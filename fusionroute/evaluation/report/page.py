@@ -12,6 +12,7 @@ from markupsafe import Markup
 from fusionroute.evaluation.report import wording
 from fusionroute.evaluation.report.colours import expert_colours
 from fusionroute.evaluation.report.cost import cost_table, scatters
+from fusionroute.evaluation.report.ensembling import ensemblings
 from fusionroute.evaluation.report.examples import json_text, payload
 from fusionroute.evaluation.report.provenance import facts, gaps, pairs, settings_text
 from fusionroute.evaluation.report.reading import read
@@ -86,6 +87,7 @@ def render(record: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], *, exa
             costs=costs,
             scatters=scatters(costs),
             usages=usages(results, colours),
+            ensemblings=ensemblings(results),
             colours=colours,
             examples=Markup(json_text(payload(results, cells, colours, count=examples))),
             gaps=gaps(results, cells),

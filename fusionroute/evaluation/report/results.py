@@ -89,6 +89,12 @@ class Results:
         return {method: found[method] for method in self.methods if found.get(method)}
 
     @property
+    def ensembling(self) -> dict[str, Mapping[str, Any]]:
+        """Method to what came of its checks by task; only where models check each other's tokens."""
+        found = self.record.get("ensembling") or {}
+        return {method: found[method] for method in self.methods if found.get(method)}
+
+    @property
     def ranked(self) -> list[str]:
         """Methods by their average, the best first; those without one last, in the record's order."""
         return sorted(self.methods, key=lambda method: -value.value if (value := self.average(method)) else 1.0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fusionroute.evaluation.compare.ensembling import ensembling
 from fusionroute.evaluation.report import write_report
 from fusionroute.zoo.tasks import examples
 
@@ -214,6 +215,30 @@ def whole() -> tuple[Record, list[Cell]]:
 def small() -> tuple[Record, list[Cell]]:
     """Three methods, two tasks."""
     return comparison(("math expert", "Collab", "FusionRoute"), ("sums", "all_three"))
+
+
+@pytest.fixture
+def checked() -> tuple[Record, list[Cell]]:
+    """`small`, but the tokens of its last method were checked: those after a space are ensembled, every other kept."""
+    record, cells = comparison(("math expert", "Collab", "FusionRoute"), ("sums", "all_three"))
+    own = [cell for cell in cells if cell["method"] == "FusionRoute"]
+    for cell in own:
+        for example in cell["examples"]:
+            _check(example["tokens"])
+    record["ensembling"] = {"FusionRoute": ensembling(own)}
+    record["cost"]["FusionRoute"] |= {"ensembled_per_token": 0.0357, "acceptance": 0.925}
+    return record, cells
+
+
+def _check(tokens: dict[str, Any]) -> None:
+    """Adds the end of the answer too, which shows nothing."""
+    tokens["text"].append("")
+    tokens["expert"].append("math")
+    tokens["decided_by"].append("expert")
+    verdicts = ["replaced" if text.startswith(" ") else "consensus" for text in tokens["text"]]
+    tokens["verdict"] = [*verdicts[:-1], "ensembled"]
+    spread = [(0.25, 0.5) if verdict != "consensus" else (0.9, None) for verdict in tokens["verdict"]]
+    tokens["support"] = {"math": [each[0] for each in spread], "code": [each[1] for each in spread]}
 
 
 @pytest.fixture

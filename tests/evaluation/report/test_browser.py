@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from html import unescape
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -120,14 +121,14 @@ def opened(tmp_path: Path) -> Callable[[Path], tuple[str, list[str], list[str]]]
     return open_page
 
 
-def driven(page: Path) -> Path:
+def driven(page: Path, driver: str = DRIVER) -> Path:
     """A copy whose policy lets the driver run too; all else is the page's own."""
     text = page.read_text(encoding="utf-8")
     policy = re.search(r"script-src '(sha256-[^']+)'", text)
     assert policy is not None
     copy = page.with_name("driven.html")
     allowed = text.replace(policy.group(), "script-src 'unsafe-inline'")
-    copy.write_text(allowed.replace("</body>", f"<script>{DRIVER}</script></body>"), encoding="utf-8")
+    copy.write_text(allowed.replace("</body>", f"<script>{driver}</script></body>"), encoding="utf-8")
     return copy
 
 
@@ -215,3 +216,42 @@ def test_a_comparison_of_little_opens_too(
     page, console, _ = opened(tmp_path / "report.html")
     assert console == []
     assert "No examples were recorded." in page
+
+
+# Points at every token and writes down what the page says of it.
+POINTING = """
+const seen = [...document.querySelectorAll("#answer-right .token")].map((token) => {
+  token.dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
+  const tip = document.getElementById("tip");
+  const rows = [...tip.querySelectorAll("tr")].map((row) => [...row.cells].slice(0, 2).map((cell) => cell.textContent));
+  return {text: token.textContent, classes: [...token.classList], said: tip.textContent, rows};
+});
+const result = document.createElement("pre");
+result.id = "seen";
+result.textContent = JSON.stringify({tokens: seen, legend: document.getElementById("token-legend").textContent,
+  split: document.querySelector("#answer-right .split").textContent});
+document.body.append(result);
+"""
+
+
+def test_a_token_says_its_verdict_and_each_model_s_probability(
+    checked: Comparison, opened: Any, tmp_path: Path
+) -> None:
+    write_report(*checked, tmp_path / "report.html")
+    page, console, requests = opened(driven(tmp_path / "report.html", POINTING))
+    assert (console, requests) == ([], [])
+    seen = json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', page, re.DOTALL).group(1)))
+    kinds = {"replaced": {"ensembled", "against"}, "kept": set()}
+    for token in seen["tokens"][:-1]:
+        is_replaced = token["text"].startswith(" ")
+        assert {"ensembled", "against"} & set(token["classes"]) == kinds["replaced" if is_replaced else "kept"]
+        verdict = "the ensemble chose another token" if is_replaced else "every verifier's first choice"
+        assert verdict in token["said"]
+        assert token["rows"] == [["math", "0.25" if is_replaced else "0.9"], ["code", "0.5" if is_replaced else "–"]]
+    end = seen["tokens"][-1]
+    assert end["text"] == ""
+    assert {"end", "ensembled"} <= set(end["classes"])
+    replaced = sum(token["text"].startswith(" ") for token in seen["tokens"])
+    assert f"ensembled {replaced + 1} of {len(seen['tokens'])}, {replaced} of them replaced" in seen["split"]
+    assert "framed: the ensemble was asked" in seen["legend"]
+    assert "underlined: the drafter alone would have written something else" in seen["legend"]

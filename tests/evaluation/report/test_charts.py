@@ -8,6 +8,7 @@ import pytest
 from fusionroute.evaluation.report import axis
 from fusionroute.evaluation.report.colours import expert_colours, ink_on
 from fusionroute.evaluation.report.cost import cost_table, scatters
+from fusionroute.evaluation.report.ensembling import LEAST, ensemblings
 from fusionroute.evaluation.report.labels import LETTER, LINE, Box, Label, place
 from fusionroute.evaluation.report.results import Results
 from fusionroute.evaluation.report.usage import usages, writers
@@ -73,6 +74,35 @@ def test_whoever_wrote_has_a_colour_and_a_part_in_the_settings_order() -> None:
     shares = [(part.expert, part.colour, part.length) for part in method.tasks[0].shares]
     assert shares == [("math", PALETTE[0], 25), ("code", PALETTE[1], 50), ("router", PALETTE[2], 25)]
     assert method.tasks[0].tenths == ()
+
+
+def checked(*by_tenth: float) -> dict[str, Any]:
+    return {
+        "tokens": 50,
+        "ensembled": 0.02,
+        "verdicts": {"replaced": 0.02, "consensus": 0.98},
+        "ensembled_by_tenth": by_tenth,
+    }
+
+
+def test_pictures_of_one_method_share_their_scale() -> None:
+    by_task = {"t": checked(0.0, 0.2), "u": checked(0.4, 0.0)}
+    (found,) = ensemblings(record(tasks=["t", "u"], ensembling={"b": {"by_task": by_task}}))
+    assert [task.tenths for task in found.tasks] == [(0.0, 0.2), (0.4, 0.0)]
+    assert found.top == 0.4
+    (low,) = ensemblings(record(ensembling={"b": {"by_task": {"t": checked(0.001)}}}))
+    assert low.top == LEAST
+
+
+def test_verdicts_stand_in_one_order_and_what_a_task_never_saw_is_empty() -> None:
+    rare = checked(0.1) | {"verdicts": {"boundary": 1.0}}
+    found = ensemblings(record(tasks=["t", "u"], ensembling={"b": {"by_task": {"u": rare, "t": checked(0.1)}}}))
+    assert [verdict.name for verdict in found[0].verdicts] == ["consensus", "boundary", "replaced"]
+    assert [(task.task, task.verdicts) for task in found[0].tasks] == [
+        ("t", (0.98, None, 0.02)),
+        ("u", (None, 1.0, None)),
+    ]
+    assert ensemblings(record()) == []
 
 
 def extent(label: Label) -> Box:

@@ -1,5 +1,6 @@
 from typing import Any
 
+from fusionroute.engine.sequence import VERDICTS
 from fusionroute.evaluation.report import examples
 from fusionroute.evaluation.report.examples import first_seeds, json_text, payload, questions
 from fusionroute.evaluation.report.results import Results
@@ -72,13 +73,28 @@ def test_one_writer_of_all_tokens_is_one_number() -> None:
     assert (answer["by"], answer["decided"]) == (0, 0)
 
 
+def test_checked_tokens_name_their_verdicts_and_what_each_model_gave_them() -> None:
+    tokens = {"text": ["x", "y"], "expert": ["math", "math"], "decided_by": ["expert", "expert"]}
+    tokens |= {"verdict": ["consensus", "replaced"], "support": {"math": [0.9, 0.2], "code": [None, 0.7]}}
+    plain = {"text": ["x"], "expert": ["code"], "decided_by": ["expert"]}
+    cells = [cell("a", {0: 1.0}, tokens=tokens), cell("b", {0: 0.0}, tokens=plain)]
+    found = payload(results("a", "b"), cells, {}, count=1)
+    checked, other = found["tasks"][0]["items"][0]["answers"]
+    assert [found["verdicts"][at]["name"] for at in checked["verdict"]] == ["consensus", "replaced"]
+    assert found["verdicts"][1]["meaning"] == VERDICTS["replaced"]
+    assert checked["support"] == {"math": [0.9, 0.2], "code": [None, 0.7]}
+    assert not {"verdict", "support"} & other.keys()
+
+
 def test_long_answers_are_cut_and_say_so() -> None:
     text = "x" * (examples.LONGEST + 1500)
     tokens = {"text": ["ab "] * 9000, "expert": ["m"] * 9000, "decided_by": ["both"] * 9000}
+    tokens |= {"verdict": ["consensus", "ensembled"] * 4500, "support": {"m": [0.5] * 9000}}
     cells = [cell("a", {0: 1.0}, answer=text), cell("b", {0: 0.0}, tokens=tokens)]
     plain, coloured = payload(results("a", "b"), cells, {}, count=1)["tasks"][0]["items"][0]["answers"]
     assert plain["text"] == "x" * examples.LONGEST + " … [1,500 more characters]"
     assert (len(coloured["tokens"]), coloured["written"]) == (examples.LONGEST // 3, 9000)
+    assert len(coloured["verdict"]) == len(coloured["support"]["m"]) == examples.LONGEST // 3
 
 
 def test_a_page_that_grows_too_large_shows_fewer_questions(monkeypatch: Any) -> None:

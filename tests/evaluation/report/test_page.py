@@ -17,6 +17,7 @@ HOSTILE = (
     "</script><script>alert(1)</script><img src='https://example.org/x' onerror=alert(1)>\"'&amp;"
     "\u2028\u2029\x00\x1b[31m{{ 7 * 7 }}"
 )
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 LOADING = {"src", "srcset", "data", "action", "formaction", "poster", "background", "manifest", "ping", "xlink:href"}
 Comparison = tuple[dict[str, Any], list[dict[str, Any]]]
 
@@ -278,3 +279,31 @@ def test_the_folder_is_made_and_an_old_page_replaced(small: Comparison, tmp_path
     write_report(*small, path)
     assert "<h1>Another title</h1>" in path.read_text(encoding="utf-8")
     assert [item.name for item in path.parent.iterdir()] == ["report.html"]
+
+
+def test_what_was_ensembled_has_a_section_and_its_figures(checked: Comparison, page_of: Callable[..., str]) -> None:
+    record, cells = checked
+    page = Page(page_of(record, cells))
+    assert [row[-2:] for row in page.rows if row and row[0] == "FusionRoute" and len(row) > 6][-1] == ["3.6", "92.5"]
+    found = record["ensembling"]["FusionRoute"]["by_task"]["zoo_sums"]
+    shares = [f"{100 * found['verdicts'].get(name, 0):.1f}" for name in ("consensus", "ensembled", "replaced")]
+    section = [row for row in page.rows if row[:1] == ["zoo_sums"] and row[1:2] == [f"{found['tokens']:,}"]]
+    assert [row[2:] for row in section] == [[f"{100 * found['ensembled']:.1f}", *shares]]
+    assert "#ensembling" in [attributes.get("href") for _, attributes in page.elements]
+    assert {verdict["name"] for verdict in page.data["verdicts"]} == {"consensus", "ensembled", "replaced"}
+
+
+def test_comparisons_of_one_vocabulary_say_nothing_of_ensembling(
+    small: Comparison, page_of: Callable[..., str]
+) -> None:
+    page = page_of(*small)
+    assert "What was ensembled" not in page
+    assert "acceptance" not in page
+    assert Page(page).data["verdicts"] == []
+
+
+def test_results_written_before_there_were_verdicts_still_make_a_page(page_of: Callable[..., str]) -> None:
+    record = json.loads((RESULTS / "zoo_comparison.json").read_text(encoding="utf-8"))
+    page = Page(page_of(record, []))
+    assert page.row("FusionRoute")
+    assert "What was ensembled" not in page.text

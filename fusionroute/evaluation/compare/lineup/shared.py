@@ -1,7 +1,7 @@
 """What all methods of a comparison have in common: experts, prompts, who judges, where they run."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 from pydantic import model_validator
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusionroute.config import Settings
 from fusionroute.errors import SettingsError
+from fusionroute.models.ensemble import Voice, load_voice
 from fusionroute.models.loading import Loaded, ModelReference, load_model, load_tokenizer
 from fusionroute.models.prompt import CHAT_TEMPLATE
 from fusionroute.models.vocabulary import check_tokenizers
@@ -37,6 +38,7 @@ class Shared:
     prompt: str | None
     device: str | None
     dtype: str | None
+    _voices: dict[str, Voice] = field(default_factory=dict, compare=False, repr=False)
 
     def load(self, reference: ModelReference, loaded: Loaded | None = None) -> PreTrainedModel:
         return load_model(reference, device=self.device, dtype=self.dtype, loaded=loaded)
@@ -44,6 +46,14 @@ class Shared:
     def load_experts(self) -> dict[str, PreTrainedModel]:
         loaded: Loaded = {}
         return {name: self.load(reference, loaded) for name, reference in self.experts.items()}
+
+    def voices(self, names: Iterable[str]) -> dict[str, Voice]:
+        """What experts with tokenizers of their own write and read; see `load_voice`, as it raises."""
+        names = list(names)
+        for name in names:
+            if name not in self._voices:
+                self._voices[name] = load_voice(name, self.experts[name], self.prompt)
+        return {name: self._voices[name] for name in names}
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The experts' one tokenizer.

@@ -159,18 +159,31 @@ const ENDINGS = { stop: "ended by itself", length: "cut at the longest length al
 
 const at = (numbers, index) => (typeof numbers === "number" ? numbers : numbers[index]);
 const isAgainst = (decider) => data.deciders[decider] === "router" || data.deciders[decider] === "neither";
+// Where models check each other's tokens, the verdict says more than the decider does.
+const verdictOf = (answer, index) => (answer.verdict === undefined ? null : data.verdicts[at(answer.verdict, index)]);
+const ENSEMBLED = ["ensembled", "replaced", "continued"];
+const countOf = (answer, ...names) => answer.tokens.filter((_, index) => names.includes(verdictOf(answer, index).name)).length;
+// Where nearly every token is ensembled, frames around all of them would say nothing.
+const isMostlyEnsembled = (answer) => (answer.isMostly ??= countOf(answer, ...ENSEMBLED) > 0.9 * answer.tokens.length);
+function marksOf(answer, index) {
+  const verdict = verdictOf(answer, index);
+  if (!verdict || !verdict.name) return isAgainst(at(answer.decided, index)) ? ["against"] : [];
+  const marks = ENSEMBLED.includes(verdict.name) && !isMostlyEnsembled(answer) ? ["ensembled"] : [];
+  return verdict.name === "replaced" ? [...marks, "against"] : marks;
+}
 
 function tokenBox(answer) {
   const box = element("div", { class: "text", dir: "auto" });
   answer.tokens.forEach((text, index) => {
     const expert = data.experts[at(answer.by, index)];
-    const classes = ["token"];
+    const classes = ["token", ...marksOf(answer, index)];
     if (expert.colour) classes.push("coloured");
-    if (isAgainst(at(answer.decided, index))) classes.push("against");
     if (text.startsWith("\n")) classes.push("line");
-    const span = element("span", { class: classes.join(" "), textContent: visible(text) });
+    const isEnd = text === "" && index === answer.written - 1 && answer.finish === "stop";
+    if (isEnd) classes.push("end");
+    const span = element("span", { class: classes.join(" "), textContent: isEnd ? "" : visible(text) });
     if (expert.colour) span.style.setProperty("--by", expert.colour);
-    span.about = { expert: expert.name, decider: data.deciders[at(answer.decided, index)], index };
+    span.about = { answer, index };
     box.append(span);
   });
   const rest = answer.written - answer.tokens.length;
@@ -193,16 +206,23 @@ function split(answer) {
     part.append(`${name} ${percent(count / answer.tokens.length)}`);
     line.append(part);
   }
+  if (answer.verdict !== undefined) {
+    const [asked, replaced] = [countOf(answer, "ensembled", "replaced"), countOf(answer, "replaced")];
+    line.append(element("span", { textContent: `ensembled ${asked} of ${answer.tokens.length}` + (replaced ? `, ${replaced} of them replaced` : "") }));
+  }
   return line;
 }
 
 function showLegend(answers) {
   const written = answers.filter((answer) => answer && answer.tokens);
-  const against = written.some((answer) => answer.tokens.some((_, index) => isAgainst(at(answer.decided, index))));
+  const marks = new Set(written.flatMap((answer) => answer.tokens.flatMap((_, index) => marksOf(answer, index))));
+  const isChecked = written.some((answer) => answer.verdict !== undefined);
+  const isNearlyAll = written.some((answer) => answer.verdict !== undefined && isMostlyEnsembled(answer));
   const place = byId("token-legend");
   place.replaceChildren();
   if (written.length) place.append(element("span", { textContent: "Each token has the colour of the expert that wrote it; point at one for more." }));
-  if (against) place.append(element("span", {}, element("span", { class: "against-key", textContent: "underlined" }), ": the expert alone would have written something else"));
+  if (marks.has("ensembled")) place.append(element("span", {}, element("span", { class: "ensembled-key", textContent: "framed" }), ": the ensemble was asked" + (isNearlyAll ? " (left out where that is nearly everywhere)" : "")));
+  if (marks.has("against")) place.append(element("span", {}, element("span", { class: "against-key", textContent: "underlined" }), `: the ${isChecked ? "drafter" : "expert"} alone would have written something else`));
 }
 
 // What is known of a token, on hover or touch.
@@ -219,12 +239,30 @@ function hideTip() {
   if (pointed) pointed.classList.remove("shown");
   pointed = null;
 }
+// Each model's probability of its own token at this place; empty where the others were not asked.
+function supportTable(answer, index) {
+  const found = Object.entries(answer.support ?? {}).map(([name, shares]) => [name, shares[index]]);
+  if (!found.some(([, share]) => typeof share === "number")) return "";
+  const table = element("table", { class: "support" });
+  for (const [name, share] of found) {
+    const bar = element("i");
+    bar.style.width = `${100 * (share ?? 0)}%`;
+    table.append(element("tr", {}, element("th", { textContent: name }),
+      element("td", { textContent: typeof share === "number" ? Number(share.toPrecision(2)) : "–" }),
+      element("td", { class: "bar" }, bar)));
+  }
+  return table;
+}
 function showTip(token) {
   hideTip();
   pointed = token;
   token.classList.add("shown");
-  const { expert, decider, index } = token.about;
-  tip.replaceChildren(element("b", { textContent: expert }), ` · token ${index + 1}`, element("br"), DECIDED[decider] ?? String(decider ?? ""));
+  const { answer, index } = token.about;
+  const verdict = verdictOf(answer, index);
+  const decider = data.deciders[at(answer.decided, index)];
+  const expert = data.experts[at(answer.by, index)].name;
+  const said = verdict && verdict.name ? verdict.meaning : DECIDED[decider] ?? String(decider ?? "");
+  tip.replaceChildren(element("b", { textContent: expert }), ` · token ${index + 1}`, element("br"), said, supportTable(answer, index));
   tip.hidden = false;
   const [box, own] = [token.getClientRects()[0] ?? token.getBoundingClientRect(), tip.getBoundingClientRect()];
   tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - own.width - 8))}px`;

@@ -1,0 +1,303 @@
+"""What SAFE costs beside its drafter alone: ratios inside one run, one stream, written to a JSON file with versions.
+
+    python benchmarks/safe_speed.py --output benchmarks/results/safe_speed.json
+    python benchmarks/safe_speed.py --render benchmarks/results/safe_speed.json
+
+Two pairs. The zoo's, with its own tokenizers, on its long answers, where SAFE decides itself what to ensemble. And two
+random Llamas of 200M parameters with two tokenizers trained here on made-up words: they agree on nothing, so which
+places with a shared boundary are ensembled is drawn, at the rate that makes 5 % of all tokens; drafting, retokenising,
+verifying and the host itself are real. Candidates alternate within a round; what is reported is the median over rounds
+of the ratio of times per token within a round, with the smallest and the largest.
+"""
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine_speed import SIZES, ratio
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fusionroute import GenerationSettings
+from fusionroute.engine.engine import Engine
+from fusionroute.engine.sequence import ENSEMBLED, Completion
+from fusionroute.methods.averaging.every_token import AveragingAcross
+from fusionroute.methods.safe import Safe
+from fusionroute.methods.safe.verification import Check
+from fusionroute.methods.single import Single
+from fusionroute.models.loading import load_model, load_tokenizer
+from fusionroute.models.member import Member
+from fusionroute.output import write_json
+from fusionroute.zoo.build import weights_folder
+from fusionroute.zoo.tasks import examples
+
+ZOO = ("byte_bpe", "piece_bpe", "unigram")
+SHARE = 0.05
+
+
+class Contestant:
+    """A method that answers prompts one after another, and remembers what came of the last time."""
+
+    def __init__(self, method: Any, drafter: Member, prompts: list[str], new: int, *, ends: bool):
+        self.method, self.drafter, self.prompts = method, drafter, prompts
+        self.settings = GenerationSettings(max_new_tokens=new, ignore_eos=not ends)
+
+    def __call__(self) -> float:
+        """Seconds per token."""
+        engine = Engine(self.method, self.drafter.pieces.tokenizer)
+        before = {runner.name: runner.tokens_read for runner in self.method.runners}
+        start = time.perf_counter()
+        self.answers = [
+            engine.generate([self.drafter.prompt.encode(each)], self.settings, unrendered=[each])[0]
+            for each in self.prompts
+        ]
+        seconds = time.perf_counter() - start
+        written = sum(len(answer.token_ids) for answer in self.answers)
+        self.read = {
+            runner.name: (runner.tokens_read - before[runner.name]) / written for runner in self.method.runners
+        }
+        return seconds / written
+
+
+class Drawn(Safe):
+    """Places with a shared boundary are ensembled by chance, at a rate."""
+
+    rate = 1.0
+
+    def verify(self, proposal, start, heard, *, greedy=True) -> Check:  # type: ignore[no-untyped-def]
+        found = super().verify(proposal, start, heard, greedy=greedy)
+        if not found.support:
+            return found
+        # of the place alone, so that drafting it again changes nothing
+        return replace(found, verdict="" if random.Random(start).random() < self.rate else "consensus")
+
+
+def shares(answers: list[Completion]) -> dict[str, float]:
+    """Of the tokens: ensembled, replaced by another, and with a boundary that all models share."""
+    records = [record for answer in answers for record in answer.trace]
+    verdicts = [record.verdict for record in records]
+    return {
+        "ensembled": sum(verdict in ENSEMBLED for verdict in verdicts) / len(records),
+        "replaced": verdicts.count("replaced") / len(records),
+        "with a shared boundary": sum(bool(record.support) for record in records) / len(records),
+    }
+
+
+def alternate(candidates: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
+    """Seconds per token of each in each round, after one unmeasured round."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_number in range(rounds + 1):
+        for name, candidate in candidates.items():
+            taken = candidate()
+            if round_number:
+                seconds[name].append(taken)
+    return seconds
+
+
+def compared(candidates: dict[str, Contestant], rounds: int) -> dict:
+    seconds = alternate(candidates, rounds)
+    alone, *others = candidates
+    result = {
+        "milliseconds per token": {name: 1000 * statistics.median(each) for name, each in seconds.items()},
+        "tokens per answer": statistics.mean(len(answer.token_ids) for answer in candidates[alone].answers),
+    }
+    for name in others:
+        candidate = candidates[name]
+        result[name] = {
+            "time per token / drafter alone": ratio(seconds[name], seconds[alone]),
+            "shares of tokens": shares(candidate.answers),
+            "tokens read per output token": candidate.read,
+            "kept / drafted": candidate.method.kept / candidate.method.drafted,
+        }
+    return result
+
+
+# the zoo's own
+
+
+def zoo(questions: int, rounds: int) -> dict:
+    members = [
+        Member.of(
+            name, load_model(weights_folder(name), device="cpu"), load_tokenizer(weights_folder(name)), "chat_template"
+        )
+        for name in ZOO
+    ]
+    prompts = [each.prompt for each in examples("ledger", "test", questions)]
+    drafter = members[0]
+
+    def contestant(method: Any) -> Contestant:
+        return Contestant(method, drafter, prompts, 300, ends=True)
+
+    return compared(
+        {
+            "drafter": contestant(Single(drafter.model, drafter.name)),
+            "UniTE+SAFE, two models": contestant(Safe(members[:2])),
+            "UniTE+SAFE, three models": contestant(Safe(members)),
+            "GaC+SAFE, two models": contestant(Safe(members[:2], host="gac")),
+            "UniTE, two models": contestant(AveragingAcross(members[:2])),
+            "GaC, two models": contestant(AveragingAcross(members[:2], host="gac")),
+        },
+        rounds,
+    )
+
+
+# random models of some size
+
+
+def words(seed: int) -> Iterator[str]:
+    """Sentences of made-up words, a few of them frequent."""
+    rng = random.Random(seed)
+    syllables = [
+        first + vowel + last for first in "bdfgklmnprstvz" for vowel in "aeiou" for last in ("", "n", "r", "s")
+    ]
+    known = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(40000)]
+    for _ in range(20000):
+        yield " ".join(known[min(int(rng.paretovariate(0.8)) - 1, len(known) - 1)] for _ in range(12)) + "."
+
+
+def tokenizer(kind: str, size: int) -> PreTrainedTokenizerFast:
+    """Byte-level, or in SentencePiece's manner with byte tokens; trained on the same words."""
+    if kind == "byte-level":
+        raw = Tokenizer(models.BPE())
+        raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )  # fmt: skip
+        raw.train_from_iterator(words(0), trainer)
+    else:
+        raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=["<unk>", "</s>", *bytes_], max_token_length=6, show_progress=False
+        )
+        raw.train_from_iterator(words(1), trainer)
+        raw = _without_special(raw, bytes_)
+    eos = "<eos>" if kind == "byte-level" else "</s>"
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=eos, clean_up_tokenization_spaces=False)
+
+
+def _without_special(raw: Tokenizer, tokens: list[str]) -> Tokenizer:
+    """Byte tokens had to be special while training; they are ordinary ones."""
+    settings = json.loads(raw.to_str())
+    settings["added_tokens"] = [each for each in settings["added_tokens"] if each["content"] not in tokens]
+    return Tokenizer.from_str(json.dumps(settings))
+
+
+def random_member(name: str, size: str, kind: str, tokens: int, seed: int, dtype: torch.dtype) -> Member:
+    own = tokenizer(kind, tokens)
+    config = LlamaConfig(
+        vocab_size=len(own),
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=own.eos_token_id,
+        **SIZES[size],
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config).to(dtype).eval()
+    model.generation_config.eos_token_id = own.eos_token_id
+    return Member.of(name, model, own)
+
+
+def random_pair(size: str, new: int, rounds: int, dtype: torch.dtype) -> dict:
+    members = [
+        random_member("drafter", size, "byte-level", 20000, 1, dtype),
+        random_member("verifier", size, "pieces", 16000, 2, dtype),
+    ]
+    drafter, prompts = members[0], [next(words(2))]
+    drawn = {host: Drawn(members, host=host, **({"gate": None} if host == "gac" else {})) for host in ("unite", "gac")}
+    candidates = {"drafter": Contestant(Single(drafter.model, "drafter"), drafter, prompts, new, ends=False)}
+    for host, method in drawn.items():
+        contestant = candidates[host] = Contestant(method, drafter, prompts, new, ends=False)
+        method.rate = SHARE / _eligible(contestant)
+    return compared(candidates, rounds)
+
+
+def _eligible(contestant: Contestant) -> float:
+    """Share of the tokens that could be ensembled, from a run in which few are."""
+    contestant.method.rate = SHARE
+    contestant()
+    return shares(contestant.answers)["with a shared boundary"]
+
+
+def part(label: str, measure_it: Callable[[], dict]) -> dict:
+    start = time.perf_counter()
+    print(f"{label} ...", end=" ", flush=True)
+    result = measure_it()
+    print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    return result
+
+
+def measure(size: str, new: int, questions: int, rounds: int) -> dict:
+    return {
+        "what": {"random models": f"Llama, {size}", "new tokens": new, "questions": questions, "rounds": rounds},
+        "versions": {name: version(name) for name in ("fusionroute", "torch", "transformers", "tokenizers")},
+        "machine": {
+            "python": platform.python_version(),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "zoo": part("zoo", lambda: zoo(questions, rounds)),
+        "random, float32": part("float32", lambda: random_pair(size, new, rounds, torch.float32)),
+        "random, bfloat16": part("bfloat16", lambda: random_pair(size, new, rounds, torch.bfloat16)),
+    }
+
+
+def render(results: dict) -> str:
+    lines = [
+        "| models | method | time per token / drafter alone (min to max) | E/T, replaced, % | kept of drafted | "
+        "read per output token |",
+        "|---|---|---|---|---|---|",
+    ]
+    for pair in ("zoo", "random, float32", "random, bfloat16"):
+        for name, values in results[pair].items():
+            if "shares of tokens" in values:
+                lines.append(f"| {pair} | {name} | {_cells(values)} |")
+    return "\n".join(lines)
+
+
+def _cells(values: dict) -> str:
+    taken, share = values["time per token / drafter alone"], values["shares of tokens"]
+    return " | ".join(
+        [
+            f"{taken['median']:.2f} ({taken['min']:.2f} to {taken['max']:.2f})",
+            f"{100 * share['ensembled']:.1f}, {100 * share['replaced']:.1f}",
+            f"{values['kept / drafted']:.2f}",
+            "; ".join(f"{model} {count:.2f}" for model, count in values["tokens read per output token"].items()),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--render", type=Path, help="print a finished result as a table")
+    parser.add_argument("--size", choices=SIZES, default="200m")
+    parser.add_argument("--new", type=int, default=192)
+    parser.add_argument("--questions", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    if options.render:
+        print(render(json.loads(options.render.read_text())))
+        return
+    if options.output is None or (options.output.exists() and not options.overwrite):
+        parser.error("give --output FILE; a file that exists needs --overwrite")
+    results = measure(options.size, options.new, options.questions, options.rounds)
+    write_json(options.output, results)
+    print(render(results), f"\n\nwritten to {options.output}")
+
+
+if __name__ == "__main__":
+    main()
