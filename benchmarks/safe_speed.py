@@ -4,9 +4,9 @@
     python benchmarks/safe_speed.py --render benchmarks/results/safe_speed.json
 
 Two pairs. The zoo's, with its own tokenizers, on its long answers, where SAFE decides itself what to ensemble. And two
-random Llamas of 200M parameters with two tokenizers trained here on made-up words: they agree on nothing, so which
-places with a shared boundary are ensembled is drawn, at the rate that makes 5 % of all tokens; drafting, retokenising,
-verifying and the host itself are real. Candidates alternate within a round; what is reported is the median over rounds
+random Llamas of 200M parameters with two tokenizers trained here on made-up words: they agree on nothing, so the first
+place with a shared boundary in every twenty tokens is ensembled, which makes 5 %; drafting, retokenising, verifying and
+the host itself are real. Candidates alternate within a round; what is reported is the median over rounds
 of the ratio of times per token within a round, with the smallest and the largest.
 """
 
@@ -55,6 +55,7 @@ class Contestant:
         """Seconds per token."""
         engine = Engine(self.method, self.drafter.pieces.tokenizer)
         before = {runner.name: runner.tokens_read for runner in self.method.runners}
+        counted = self._counted()
         start = time.perf_counter()
         self.answers = [
             engine.generate([self.drafter.prompt.encode(each)], self.settings, unrendered=[each])[0]
@@ -65,20 +66,32 @@ class Contestant:
         self.read = {
             runner.name: (runner.tokens_read - before[runner.name]) / written for runner in self.method.runners
         }
+        drafted, kept = (now - then for now, then in zip(self._counted(), counted, strict=True))
+        self.acceptance = kept / drafted if drafted else 1.0
         return seconds / written
 
+    def _counted(self) -> tuple[int, int]:
+        """Tokens drafted and kept so far; a model alone drafts nothing."""
+        return getattr(self.method, "drafted", 0), getattr(self.method, "kept", 0)
 
-class Drawn(Safe):
-    """Places with a shared boundary are ensembled by chance, at a rate."""
 
-    rate = 1.0
+class Steady(Safe):
+    """The first place with a shared boundary in every ``period`` bytes of an answer is ensembled."""
+
+    period = 100.0
+    _last, _due = -1, 0.0
 
     def verify(self, proposal, start, heard, *, greedy=True) -> Check:  # type: ignore[no-untyped-def]
         found = super().verify(proposal, start, heard, greedy=greedy)
+        if start < self._last:  # another answer
+            self._due = self.period / 2
+        self._last = start
         if not found.support:
             return found
-        # of the place alone, so that drafting it again changes nothing
-        return replace(found, verdict="" if random.Random(start).random() < self.rate else "consensus")
+        is_due = start >= self._due
+        if is_due:
+            self._due += self.period
+        return replace(found, verdict="" if is_due else "consensus")
 
 
 def shares(answers: list[Completion]) -> dict[str, float]:
@@ -116,7 +129,7 @@ def compared(candidates: dict[str, Contestant], rounds: int) -> dict:
             "time per token / drafter alone": ratio(seconds[name], seconds[alone]),
             "shares of tokens": shares(candidate.answers),
             "tokens read per output token": candidate.read,
-            "kept / drafted": candidate.method.kept / candidate.method.drafted,
+            "kept / drafted": candidate.acceptance,
         }
     return result
 
@@ -216,19 +229,18 @@ def random_pair(size: str, new: int, rounds: int, dtype: torch.dtype) -> dict:
         random_member("verifier", size, "pieces", 16000, 2, dtype),
     ]
     drafter, prompts = members[0], [next(words(2))]
-    drawn = {host: Drawn(members, host=host, **({"gate": None} if host == "gac" else {})) for host in ("unite", "gac")}
     candidates = {"drafter": Contestant(Single(drafter.model, "drafter"), drafter, prompts, new, ends=False)}
-    for host, method in drawn.items():
+    for host, options in {"UniTE+SAFE": {"host": "unite"}, "GaC+SAFE": {"host": "gac", "gate": None}}.items():
+        method = Steady(members, **options)
         contestant = candidates[host] = Contestant(method, drafter, prompts, new, ends=False)
-        method.rate = SHARE / _eligible(contestant)
+        contestant()
+        method.period = bytes_per_token(contestant.answers, drafter) / SHARE
     return compared(candidates, rounds)
 
 
-def _eligible(contestant: Contestant) -> float:
-    """Share of the tokens that could be ensembled, from a run in which few are."""
-    contestant.method.rate = SHARE
-    contestant()
-    return shares(contestant.answers)["with a shared boundary"]
+def bytes_per_token(answers: list[Completion], drafter: Member) -> float:
+    ids = [id for answer in answers for id in answer.token_ids]
+    return len(drafter.pieces.text(ids)) / len(ids)
 
 
 def part(label: str, measure_it: Callable[[], dict]) -> dict:
@@ -239,7 +251,15 @@ def part(label: str, measure_it: Callable[[], dict]) -> dict:
     return result
 
 
-def measure(size: str, new: int, questions: int, rounds: int) -> dict:
+PARTS = ("zoo", "random, float32", "random, bfloat16")
+
+
+def measure(parts: list[str], size: str, new: int, questions: int, rounds: int) -> dict:
+    how: dict[str, Callable[[], dict]] = {
+        "zoo": lambda: zoo(questions, rounds),
+        "random, float32": lambda: random_pair(size, new, rounds, torch.float32),
+        "random, bfloat16": lambda: random_pair(size, new, rounds, torch.bfloat16),
+    }
     return {
         "what": {"random models": f"Llama, {size}", "new tokens": new, "questions": questions, "rounds": rounds},
         "versions": {name: version(name) for name in ("fusionroute", "torch", "transformers", "tokenizers")},
@@ -248,9 +268,7 @@ def measure(size: str, new: int, questions: int, rounds: int) -> dict:
             "processor": platform.machine(),
             "threads": torch.get_num_threads(),
         },
-        "zoo": part("zoo", lambda: zoo(questions, rounds)),
-        "random, float32": part("float32", lambda: random_pair(size, new, rounds, torch.float32)),
-        "random, bfloat16": part("bfloat16", lambda: random_pair(size, new, rounds, torch.bfloat16)),
+        **{label: part(label, how[label]) for label in parts},
     }
 
 
@@ -260,8 +278,8 @@ def render(results: dict) -> str:
         "read per output token |",
         "|---|---|---|---|---|---|",
     ]
-    for pair in ("zoo", "random, float32", "random, bfloat16"):
-        for name, values in results[pair].items():
+    for pair in PARTS:
+        for name, values in results.get(pair, {}).items():
             if "shares of tokens" in values:
                 lines.append(f"| {pair} | {name} | {_cells(values)} |")
     return "\n".join(lines)
@@ -283,6 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--render", type=Path, help="print a finished result as a table")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--size", choices=SIZES, default="200m")
     parser.add_argument("--new", type=int, default=192)
     parser.add_argument("--questions", type=int, default=10)
@@ -294,7 +313,7 @@ def main() -> None:
         return
     if options.output is None or (options.output.exists() and not options.overwrite):
         parser.error("give --output FILE; a file that exists needs --overwrite")
-    results = measure(options.size, options.new, options.questions, options.rounds)
+    results = measure(options.parts, options.size, options.new, options.questions, options.rounds)
     write_json(options.output, results)
     print(render(results), f"\n\nwritten to {options.output}")
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from enum import StrEnum
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,21 +36,22 @@ def demo(
 def listing() -> None:
     """The models and their sizes, the tasks with an example of each."""
     quiet()
-    from fusionroute.zoo.build import MODELS, weights_folder
-    from fusionroute.zoo.tasks import TASKS, examples
+    from fusionroute.zoo.build import MODELS, WEIGHTS, weights_folder
+    from fusionroute.zoo.families import FAMILIES
+    from fusionroute.zoo.tasks import FAMILY_TASKS, TASKS, examples
 
     console = stdout()
     console.print("[bold]models[/bold]")
-    for name in MODELS:
+    for name in (*MODELS, *FAMILIES):
         weights = weights_folder(name) / "model.safetensors"
         size = weights.stat().st_size / 2**20
-        console.print(f"  {name:6}{_parameters(weights):>9,} parameters {size:5.1f} MiB", soft_wrap=True)
-    console.print(f"  in {weights.parents[1]}", style="dim", soft_wrap=True)
-    for name, task in TASKS.items():
+        note = "  own tokenizer" if name in FAMILIES else ""
+        console.print(f"  {name:9}{_parameters(weights):>9,} parameters {size:5.1f} MiB{note}", soft_wrap=True)
+    console.print(f"  in {WEIGHTS}", style="dim", soft_wrap=True)
+    for name, task in (TASKS | FAMILY_TASKS).items():
         example = examples(name, "train", 1)[0]
-        console.print(
-            f"\n[bold]{name}[/bold]  {escape(task.description)} [dim]({', '.join(task.domains) or 'no expert'})[/dim]"
-        )
+        whose = "models of own tokenizers" if name in FAMILY_TASKS else ", ".join(task.domains) or "no expert"
+        console.print(f"\n[bold]{name}[/bold]  {escape(task.description)} [dim]({whose})[/dim]")
         console.print(Padding(Text(example.prompt, "dim"), INDENT, expand=False))
         console.print(Padding(Text(example.answer), INDENT, expand=False))
 
@@ -71,15 +73,30 @@ def examples(
         print(json.dumps(asdict(example), ensure_ascii=False))
 
 
-def build(output: options.OutputFolder, seed: Annotated[int, typer.Option("--seed")] = 0) -> None:
+class Models(StrEnum):
+    """Which of the bundled models to build."""
+
+    TEAM = "team"
+    FAMILIES = "families"
+
+
+def build(
+    output: options.OutputFolder,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    models: Annotated[
+        Models, typer.Option("--models", help="team: base and experts; families: the three with own tokenizers.")
+    ] = Models.TEAM,
+) -> None:
     """Train the bundled models again from their recipe; an interrupted build continues."""
     quiet()
     from fusionroute.terminal import RichProgress
-    from fusionroute.zoo import build as recipe
+    from fusionroute.zoo.build import build as build_team
+    from fusionroute.zoo.families.build import build_families
 
+    make = build_team if models is Models.TEAM else build_families
     with RichProgress(stdout()) as progress:
         try:
-            recipe.build(output, seed=seed, progress=_Stages(progress))
+            make(output, seed=seed, progress=_Stages(progress))
         except ValueError as error:
             raise SettingsError(str(error)) from None
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from fusionroute.zoo.families import FAMILIES
 from fusionroute.zoo.lessons import lessons
 from fusionroute.zoo.recipe import Recipe
 from fusionroute.zoo.schooling import Lessons, Progress, Report, blank_model, settings, teach
@@ -24,8 +25,8 @@ TOKENIZER_LESSONS = 3000
 
 def weights_folder(name: str) -> Path:
     """The shipped checkpoint of that name, an ordinary transformers folder."""
-    if name not in MODELS:
-        raise ValueError(f"the zoo has no model {name!r}; choose one of {', '.join(MODELS)}")
+    if name not in (*MODELS, *FAMILIES):
+        raise ValueError(f"the zoo has no model {name!r}; choose one of {', '.join((*MODELS, *FAMILIES))}")
     return WEIGHTS / name
 
 
@@ -35,36 +36,60 @@ def build(output: Path, *, seed: int = 0, scale: float = 1.0, progress: Progress
     A build that was interrupted goes on where it stopped when it is called again with the same settings.
     """
     recipe = Recipe(seed=seed).scaled(scale)
-    _open(output, recipe)
-    for name in MODELS:
+
+    def make(name: str, folder: Path) -> None:
+        model, tokenizer = _beginning(name, recipe, output)
+        stage = recipe.stage(name)
+        data = Lessons(name, stage, tokenizer, recipe.seed)
+        teach(model, data, tokenizer, settings(stage, recipe.seed, folder), Report(name, progress))
+        save(model, tokenizer, folder)
+
+    build_each(MODELS, output, recipe.as_json(), RECIPE, make)
+
+
+def build_each(
+    names: Sequence[str], output: Path, recipe: Mapping[str, object], record: str, make: Callable[[str, Path], None]
+) -> None:
+    """Let ``make(name, folder)`` write each model that is not there yet, and record recipe and checksums.
+
+    Each is made under a temporary name; only a finished one gets its own.
+
+    Args:
+        record: the file of ``output`` that says what was made and how.
+
+    Raises:
+        ValueError: ``output`` holds something else, or a build by another recipe.
+    """
+    _open(output, recipe, record)
+    for name in names:
         if not (output / name).exists():
-            _make(name, recipe, output, progress)
-    _write_recipe(output, recipe, models=(output / name for name in MODELS))
+            unfinished = output / f"{name}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(name, unfinished)
+            unfinished.rename(output / name)
+    _write_record(output / record, recipe, models=[output / name for name in names])
 
 
-def _open(output: Path, recipe: Recipe) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, eos: Sequence[int] = ()) -> None:
+    """A checkpoint in half precision; ``eos`` are the ids that end an answer, where the tokenizer's is not the only."""
+    shutil.rmtree(folder, ignore_errors=True)
+    end = list(eos) or tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
+    model.config.use_cache = True  # the trainer has switched it off
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _open(output: Path, recipe: Mapping[str, object], record: str) -> None:
     """Start a folder, or accept one that an interrupted build of this very recipe has left."""
     output.mkdir(parents=True, exist_ok=True)
     if not any(output.iterdir()):
-        return _write_recipe(output, recipe)
-    record = output / RECIPE
-    if not record.exists():
-        raise ValueError(f"{output} is not empty and holds no {RECIPE}; give a new or an empty folder")
-    if json.loads(record.read_text())["recipe"] != recipe.as_json():
-        settings_differ = f"{output} holds a build with other settings, see its {RECIPE}"
+        return _write_record(output / record, recipe)
+    if not (output / record).exists():
+        raise ValueError(f"{output} is not empty and holds no {record}; give a new or an empty folder")
+    if json.loads((output / record).read_text())["recipe"] != recipe:
+        settings_differ = f"{output} holds a build with other settings, see its {record}"
         raise ValueError(f"{settings_differ}; give the same settings or an empty folder")
-
-
-def _make(name: str, recipe: Recipe, output: Path, progress: Progress) -> None:
-    """Train one model under a temporary name; only a finished one gets its own."""
-    unfinished = output / f"{name}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model, tokenizer = _beginning(name, recipe, output)
-    stage = recipe.stage(name)
-    data = Lessons(name, stage, tokenizer, recipe.seed)
-    teach(model, data, tokenizer, settings(stage, recipe.seed, unfinished), Report(name, progress))
-    _save(model, tokenizer, unfinished)
-    unfinished.rename(output / name)
 
 
 def _beginning(name: str, recipe: Recipe, output: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -81,16 +106,7 @@ def _texts(seed: int) -> Iterable[str]:
         yield lesson.answer
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    model.config.use_cache = True  # the trainer has switched it off
-    model.half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _write_recipe(output: Path, recipe: Recipe, models: Iterable[Path] = ()) -> None:
+def _write_record(record: Path, recipe: Mapping[str, object], models: Sequence[Path] = ()) -> None:
     sums = {model.name: hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest() for model in models}
     versions = {library.__name__: library.__version__ for library in (torch, transformers, tokenizers)}
-    record = {"recipe": recipe.as_json(), "versions": versions, "sha256": sums}
-    (output / RECIPE).write_text(json.dumps(record, indent=2) + "\n")
+    record.write_text(json.dumps({"recipe": recipe, "versions": versions, "sha256": sums}, indent=2) + "\n")

@@ -36,7 +36,7 @@ class Lessons(Dataset):
     def __init__(self, name: str, stage: Stage, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
         drawn = lessons(name, stage.steps * stage.batch_size, seed, stage.carelessness, stage.general)
         rows = [_row(lesson.prompt, lesson.answer, tokenizer) for lesson in drawn]
-        self.rows = _batched_by_length(rows, stage.batch_size, random.Random(seed))
+        self.rows = batched_by_length(rows, stage.batch_size, random.Random(seed))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,7 +108,7 @@ def _row(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> Row:
     return {"input_ids": question + reply, "labels": [UNSCORED] * len(question) + reply}
 
 
-def _batched_by_length(rows: list[Row], batch_size: int, rng: random.Random) -> list[Row]:
+def batched_by_length(rows: list[Row], batch_size: int, rng: random.Random) -> list[Row]:
     """Rows of like length side by side, batches in random order.
 
     The sampler that transformers has for this goes from long to short within each group of batches; the tasks would

@@ -6,34 +6,41 @@ from dataclasses import asdict
 
 import pytest
 
-from fusionroute.zoo.tasks import SHARES, TASKS, check, examples, functions, idioms, split_of
+from fusionroute.zoo.tasks import FAMILY_TASKS, SHARES, TASKS, check, examples, functions, idioms, split_of
 
 SPLITS = tuple(SHARES)
+EVERY = (*TASKS, *FAMILY_TASKS)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVERY)
 def test_the_same_seed_gives_the_same_examples(task: str):
     assert examples(task, "train", 20, seed=3) == examples(task, "train", 20, seed=3)
     assert examples(task, "train", 20, seed=3) != examples(task, "train", 20, seed=4)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVERY)
 def test_a_prompt_is_in_one_split_only(task: str):
     prompts = {split: {e.prompt for seed in range(3) for e in examples(task, split, 100, seed)} for split in SPLITS}
     assert all(split_of(prompt) == split for split in SPLITS for prompt in prompts[split])
     assert all(one.isdisjoint(other) for one, other in itertools.combinations(prompts.values(), 2))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVERY)
 def test_no_example_comes_twice(task: str):
     assert len({example.prompt for example in examples(task, "test", 100)}) == 100
+
+
+def test_tasks_of_the_families_are_kept_apart():
+    """They are not among the tasks that teams are trained and compared on."""
+    assert set(FAMILY_TASKS).isdisjoint(TASKS)
+    assert all(task.domains == ("ledger",) for task in FAMILY_TASKS.values())
 
 
 def test_shares_are_percentages():
     assert sum(SHARES.values()) == 100
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVERY)
 def test_reference_answers_pass_and_damaged_ones_fail(task: str):
     batch = examples(task, "test", 40)
     assert all(check(batch, [example.answer for example in batch]))
@@ -42,7 +49,7 @@ def test_reference_answers_pass_and_damaged_ones_fail(task: str):
         assert not any(check(batch, [example.answer[:-cut] for example in batch]))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EVERY)
 def test_an_example_can_be_written_as_json(task: str):
     (example,) = examples(task, "test", 1)
     assert json.loads(json.dumps(asdict(example))) == asdict(example)

@@ -5,7 +5,6 @@ from collections.abc import Sequence as ListLike
 
 from torch import Tensor
 
-from fusionroute.config import GenerationSettings
 from fusionroute.engine.choice import choose_tokens, logprobs
 from fusionroute.engine.members import OfMembers, Weights
 from fusionroute.engine.method import MakeRunner
@@ -13,7 +12,7 @@ from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence, TraceRecord
 from fusionroute.engine.text_reader import TextReader, is_inside_character
 from fusionroute.errors import SettingsError
-from fusionroute.methods.averaging.host import Blend, Choice, choose, choose_by_chance
+from fusionroute.methods.averaging.host import Blend, Choice, choose, choose_by_chance, ensemble_logprobs, tempered
 from fusionroute.methods.averaging.hosts import Gate, host_of
 from fusionroute.models.member import Member
 from fusionroute.ops.sampling import uniform
@@ -114,7 +113,7 @@ class AveragingAcross(OfMembers):
         choice = self._choose(blend, sequence)
         # what the drafter would write itself stands as it is, though other tokens may write the same
         ids = [own] if self.host.union.symbol_of_id(0, own) == choice.symbol else choice.ids
-        logprob, top = self._ensemble_logprobs(sequence.settings, choice, blend, each)
+        logprob, top = ensemble_logprobs(self.host, sequence.settings.logprobs, choice.symbol, each)
         expert = self.members[choice.member].name
         verdict = "ensembled" if ids[0] == own else "replaced"
         self.kept += ids[0] == own
@@ -138,24 +137,3 @@ class AveragingAcross(OfMembers):
             return choose(blend, self.host, self.sharpening, self.threshold)
         number = uniform(sequence.seed, sequence.position)
         return choose_by_chance(blend, self.host, sequence.settings, number)
-
-    def _ensemble_logprobs(
-        self, settings: GenerationSettings, choice: Choice, blend: Blend, each: list[Tensor]
-    ) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-        """Of the choice in the average before temperature, if asked for; a longer string goes by its first token."""
-        if settings.logprobs is None:
-            return None, ()
-        plain = self.host.blend(each) if temperature(settings) != 1 else blend
-        if (place := plain.place_of(choice.symbol)) is None:  # temperature keeps the order, but rounding makes ties
-            return None, ()
-        logprob, top = logprobs(settings.logprobs, plain.average.log(), place)
-        return logprob, tuple((self.host.drafter_ids(int(plain.symbols[at]))[0], value) for at, value in top)
-
-
-def tempered(logits: Tensor, settings: GenerationSettings) -> Tensor:
-    """A member's logits as it would sample from them; for greedy decoding as they are."""
-    return logits if temperature(settings) == 1 else logits / temperature(settings)
-
-
-def temperature(settings: GenerationSettings) -> float:
-    return 1.0 if settings.is_greedy or settings.temperature is None else settings.temperature

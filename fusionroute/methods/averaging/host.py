@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fusionroute.config import GenerationSettings
+from fusionroute.engine.choice import logprobs
 from fusionroute.errors import SettingsError
 from fusionroute.models.member import Member
 from fusionroute.models.vocabulary import UnionVocabulary
@@ -56,14 +57,12 @@ class Choice:
         ids: the drafter's tokens for it, one or several.
         member: who gives most to it, the first of equals: the largest w_v P_v(symbol).
         support: P_v(symbol) of each member.
-        log_probability: of the symbol in the average, renormalised over the candidates.
     """
 
     symbol: int
     ids: list[int]
     member: int
     support: tuple[float, ...]
-    log_probability: float
 
 
 class Host(Protocol):
@@ -120,8 +119,36 @@ def choice_at(blend: Blend, host: Host, place: int) -> Choice:
         host.drafter_ids(symbol),
         member=int((blend.weights * support).argmax()),
         support=tuple(support.tolist()),
-        log_probability=float(blend.average[place].log() - blend.average.sum().log()),
     )
+
+
+def tempered(logits: Tensor, settings: GenerationSettings) -> Tensor:
+    """A member's logits as it would sample from them; for greedy decoding as they are."""
+    return logits if temperature(settings) == 1 else logits / temperature(settings)
+
+
+def temperature(settings: GenerationSettings) -> float:
+    return 1.0 if settings.is_greedy or settings.temperature is None else settings.temperature
+
+
+def ensemble_logprobs(
+    host: Host, wanted: int | None, symbol: int, logits: ListLike[Tensor]
+) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """Log-probability of a symbol in the average, renormalised over the candidates, and of the ``wanted`` likeliest.
+
+    A string of several drafter tokens goes by its first.
+
+    Args:
+        wanted: None: nothing is asked for, so nothing is computed.
+        logits: of each member, before temperature.
+    """
+    if wanted is None:
+        return None, ()
+    blend = host.blend(logits)
+    if (place := blend.place_of(symbol)) is None:  # temperature keeps the order, but rounding makes ties
+        return None, ()
+    logprob, top = logprobs(wanted, blend.average.log(), place)
+    return logprob, tuple((host.drafter_ids(int(blend.symbols[at]))[0], value) for at, value in top)
 
 
 def shares(members: ListLike[Member], weights: ListLike[float] | None) -> tuple[float, ...]:

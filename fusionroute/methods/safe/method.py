@@ -11,7 +11,7 @@ from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence, TraceRecord
 from fusionroute.engine.text_reader import Heard
 from fusionroute.errors import SettingsError
-from fusionroute.methods.averaging.host import Choice, choose
+from fusionroute.methods.averaging.host import Choice, choose, ensemble_logprobs, tempered
 from fusionroute.methods.averaging.hosts import Gate, host_of
 from fusionroute.methods.safe.drafting import Draft, Drafting, Proposal
 from fusionroute.methods.safe.sampling import accept_or_draw
@@ -100,25 +100,25 @@ class Safe(OfMembers):
         draft.proposals = []
         for at, (proposal, start) in enumerate(zip(proposals, starts, strict=True)):
             check = self.verify(proposal, start, heard, greedy=sequence.settings.is_greedy)
-            choice = self._ensemble(sequence, proposal, check, heard) if not check.verdict else None
+            logits = [proposal.logits, *(each.logits[row] for each, row in zip(heard, check.rows, strict=False))]
+            choice = self._ensemble(sequence, proposal, logits) if not check.verdict else None
             if choice is None:
                 self._keep(sequence, proposal, check)
             elif choice.ids == [proposal.id] or choice.symbol == self.host.union.symbol_of_id(0, proposal.id):
                 draft.proposals = proposals[at + 1 :]
-                self._write(sequence, choice, [proposal.id], check, "ensembled")
+                self._write(sequence, choice, [proposal.id], "ensembled", check, logits)
                 self.kept += 1
             else:
-                self._write(sequence, choice, choice.ids, check, "replaced")
+                self._write(sequence, choice, choice.ids, "replaced", check, logits)
             if choice is not None or sequence.is_finished:
                 return
 
-    def _ensemble(self, sequence: Sequence, proposal: Proposal, check: Check, heard: ListLike[Heard]) -> Choice | None:
+    def _ensemble(self, sequence: Sequence, proposal: Proposal, logits: ListLike[Tensor]) -> Choice | None:
         """What the host writes at this place; None if, when sampling, the drafted token is accepted."""
-        logits = [proposal.logits, *(each.logits[row] for each, row in zip(heard, check.rows, strict=True))]
         settings = sequence.settings
         if settings.is_greedy:
             return choose(self.host.blend(logits), self.host, self.sharpening, self.threshold)
-        blend = self.host.blend([_tempered(each, settings.temperature) for each in logits])
+        blend = self.host.blend([tempered(each, settings) for each in logits])
         accept, redraw = (uniform(sequence.seed, sequence.position, stream) for stream in (ACCEPT, REDRAW))
         return accept_or_draw(proposal, blend, self.host, settings, accept, redraw)
 
@@ -136,19 +136,29 @@ class Safe(OfMembers):
         )
         self.kept += 1
 
-    def _write(self, sequence: Sequence, choice: Choice, ids: list[int], check: Check, verdict: str) -> None:
-        for at, token_id in enumerate(ids):
-            sequence.append(
-                TraceRecord(
-                    token_id,
-                    self.members[choice.member].name,
-                    weights=self.weights,
-                    logprob=None if sequence.settings.logprobs is None else choice.log_probability if at == 0 else 0.0,
-                    verdict=verdict if at == 0 else "continued",
-                    support=check.support,
-                )
+    def _write(
+        self,
+        sequence: Sequence,
+        choice: Choice,
+        ids: list[int],
+        verdict: str,
+        check: Check,
+        logits: ListLike[Tensor],
+    ) -> None:
+        """Append the tokens of a choice; what they come to stands at the first of them."""
+        expert = self.members[choice.member].name
+        logprob, top = ensemble_logprobs(self.host, sequence.settings.logprobs, choice.symbol, logits)
+        sequence.append(
+            TraceRecord(
+                ids[0],
+                expert,
+                self.weights,
+                logprob=logprob,
+                top_logprobs=top,
+                verdict=verdict,
+                support=check.support,
             )
-
-
-def _tempered(logits: Tensor, temperature: float | None) -> Tensor:
-    return logits if temperature is None else logits / temperature
+        )
+        certain = None if logprob is None else 0.0
+        for token in ids[1:]:
+            sequence.append(TraceRecord(token, expert, self.weights, logprob=certain, verdict="continued"))

@@ -3,18 +3,19 @@
 import random
 from functools import partial
 
-from fusionroute.zoo.tasks import functions, sums, translation, words
+from fusionroute.zoo.tasks import functions, ledger, sums, translation, words
 from fusionroute.zoo.tasks.checking import check
 from fusionroute.zoo.tasks.layouts import SUM_INSIDE_CODE
 from fusionroute.zoo.tasks.splits import SHARES, split_of
 from fusionroute.zoo.tasks.task import UNKNOWN, Example, Task
 
-__all__ = ["SHARES", "TASKS", "Example", "Task", "check", "examples", "split_of"]
+__all__ = ["FAMILY_TASKS", "SHARES", "TASKS", "Example", "Task", "check", "examples", "split_of"]
 
 # Draws in vain after which a split counts as used up.
 PATIENCE = 5000
 
 _SUM, _FUNCTION, _LINE = partial(sums.draw, steps=1), partial(functions.draw, steps=1), words.draw_short
+_LONG, _SHORT = partial(ledger.draw, fewest=6, most=10), partial(ledger.draw, fewest=2, most=3)
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -29,18 +30,28 @@ TASKS: dict[str, Task] = {
     )
 }
 
+# What the families of other tokenizers answer; no expert of a team is taught it, and no team is compared on it.
+FAMILY_TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("ledger", "a running account of six to ten steps: long answers", {"ledger": _LONG}),
+        Task("short_ledger", "the same of two or three steps", {"ledger": _SHORT}),
+    )
+}
+EVERY_TASK = TASKS | FAMILY_TASKS
+
 
 def examples(task: str, split: str, count: int, seed: int = 0) -> list[Example]:
     """That many different examples of one split, the same ones for the same seed."""
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
+    if task not in EVERY_TASK:
+        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(EVERY_TASK)}")
     if split not in SHARES:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SHARES)}")
     rng = random.Random(f"{task} {split} {seed}")
     found: dict[str, Example] = {}
     misses = 0
     while len(found) < count:
-        example = TASKS[task].example(TASKS[task].draw(rng))
+        example = EVERY_TASK[task].example(EVERY_TASK[task].draw(rng))
         is_new = split_of(example.prompt) == split and example.prompt not in found
         misses = 0 if is_new else misses + 1
         if is_new:

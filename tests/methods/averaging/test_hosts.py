@@ -12,7 +12,7 @@ import torch
 import tiny_members
 from fusionroute.errors import SettingsError
 from fusionroute.methods.averaging import Gac, Unite, choose, host_of
-from fusionroute.methods.averaging.host import Blend, Host
+from fusionroute.methods.averaging.host import Blend, Host, ensemble_logprobs
 from tiny_members import Known
 
 TOP = 10
@@ -183,7 +183,8 @@ def test_a_host_agrees_with_dictionaries(kind: type, count: int, weights: tuple[
     best = max(expected, key=expected.__getitem__)
     assert name_of(choice.symbol, host, known[0]) == best
     log_probability = math.log(expected[best] / sum(expected.values()))
-    assert choice.log_probability == pytest.approx(log_probability, abs=1e-5)
+    logprob, _ = ensemble_logprobs(host, 0, choice.symbol, [torch.tensor(own) for own in said])
+    assert logprob == pytest.approx(log_probability, abs=1e-5)
     given = [share * p for share, p in zip(shares, choice.support, strict=True)]
     assert choice.member == given.index(max(given))
 

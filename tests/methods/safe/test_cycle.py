@@ -76,6 +76,18 @@ def test_all_weight_on_the_drafter_is_the_drafter(members: list[Member], host: s
 
 
 @pytest.mark.parametrize("host", HOSTS)
+def test_log_probabilities_of_kept_and_of_ensembled_tokens(members: list[Member], host: str) -> None:
+    answers = write(Safe(members, host=host, sharpening="none"), PROMPTS, logprobs=2, max_new_tokens=20)
+    for record in (record for answer in answers for record in answer.trace if record.verdict != "continued"):
+        assert record.logprob is not None
+        assert len(record.top_logprobs) == 2
+        best = record.top_logprobs[0]
+        assert record.logprob <= best[1] + 1e-6 <= 1e-5
+        if record.verdict == "replaced":  # by the likeliest of all candidates
+            assert (record.token_id, record.logprob) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("host", HOSTS)
 def test_a_third_model_of_weight_0_is_not_there(members: list[Member], host: str) -> None:
     three = Safe(members, host=host, weights={"a": 2, "b": 1, "c": 0})
     two = Safe(members[:2], host=host, weights={"a": 2, "b": 1})
