@@ -81,8 +81,8 @@ class Steady(Safe):
     period = 100.0
     _last, _due = -1, 0.0
 
-    def verify(self, proposal, start, heard, *, greedy=True) -> Check:  # type: ignore[no-untyped-def]
-        found = super().verify(proposal, start, heard, greedy=greedy)
+    def verify(self, sequence, proposal, start, heard) -> Check:  # type: ignore[no-untyped-def]
+        found = super().verify(sequence, proposal, start, heard)
         if start < self._last:  # another answer
             self._due = self.period / 2
         self._last = start

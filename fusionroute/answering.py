@@ -1,6 +1,6 @@
 """What a team and an ensemble have in common: prompts in, completions or a stream of tokens out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 
@@ -67,6 +67,20 @@ def check_prompts(prompts: ListLike[Prompt]) -> None:
         raise PromptError("prompts is a list of prompts; got one prompt: write [prompt]")
 
 
+def check_text(prompt: Prompt, place: str = "the prompt") -> None:
+    """Insist on text that UTF-8 can hold. Raises `PromptError`, opened by ``place``, for half a character."""
+    messages = [prompt] if isinstance(prompt, str) else prompt if isinstance(prompt, ListLike) else ()
+    for message in messages:
+        for text in message.values() if isinstance(message, Mapping) else [message]:
+            try:
+                str(text).encode()
+            except UnicodeEncodeError as error:
+                raise PromptError(
+                    f"{place} is no valid text: {error.object[error.start]!r} at character {error.start + 1} is half a "
+                    "character or a byte that was not UTF-8; cut or read it as UTF-8"
+                ) from None
+
+
 def complete(
     make_engine: Callable[[], Engine],
     prompt_format: PromptFormat,
@@ -75,6 +89,8 @@ def complete(
     on_finish: Callable[[Sequence], None] | None,
 ) -> list[Completion]:
     """Complete ``prompts``, in their order. All of them are read before an engine is made."""
+    for at, prompt in enumerate(prompts, 1):
+        check_text(prompt, f"prompt {at}" if len(prompts) > 1 else "the prompt")
     ids = [prompt_format.encode(prompt) for prompt in prompts]
     return make_engine().generate(ids, settings, on_finish, prompts)
 
@@ -87,6 +103,7 @@ def stream(
     Bad input is refused here, before the first token is asked for. A model that fails midway raises
     `ModelOutputError`.
     """
+    check_text(prompt)
     ids = prompt_format.encode(prompt)
     engine.sequence(ids, settings, prompt)
     return _tokens(engine.stream(ids, settings, prompt))

@@ -4,15 +4,18 @@ The paper takes the member with the best benchmark score, which must be known be
 bits per byte, which mean the same to every tokenizer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fusionroute.answering import check_text
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import MAX_BATCH, Engine
 from fusionroute.engine.runner import Runner
@@ -29,6 +32,8 @@ from fusionroute.training.progress import Progress, Silent
 LIMIT, MAX_NEW_TOKENS = 32, 64
 FAR_BEHIND = 0.1  # UniTE's rule of thumb for partners, there of benchmark scores
 REFERENCE_FIELDS = ("answer", "target", "completion")
+LEAST_LOOP = 16  # bytes: what is shorter repeats itself by chance
+STRAY_BYTE = re.compile("[\udc80-\udcff]")  # as Python reads bytes that are not UTF-8 if told to go on
 ROWS_TOGETHER = 256  # positions whose logits are turned into float32 at once
 
 
@@ -46,14 +51,18 @@ class Calibration:
 
     Attributes:
         bits: by member, for each question: bits per byte of the reference after the member's own prompt; or, without
-            references, of the answer that this member wrote, in the mean of all members that judged it.
-        by_reference: which of the two.
+            references, of the answer that this member wrote, as the other members judge it: what their mean would be
+            had every member judged every answer but by its own measure of hard and easy.
+        by_reference: which of the two. The second is a guess: an answer that others foresee need not be a good one.
         left_out: questions to which some member wrote nothing.
+        looping: by member, how many of its answers were cut off while they repeated themselves. Everybody foresees
+            those, so their bits say nothing.
     """
 
     bits: Mapping[str, tuple[float, ...]]
     by_reference: bool
     left_out: int = 0
+    looping: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def best(self) -> str:
@@ -87,14 +96,12 @@ def read_questions(source: str | Path, limit: int | None = LIMIT) -> list[Questi
     """Questions of a file: objects with `prompt` or `messages`, and `answer` (or `target`, `completion`) if known.
 
     Raises:
-        DataError: no such file, no rows, rows of another form, or references in some rows only.
+        DataError: no such file, no rows, rows of another form, text that is not UTF-8, or references in some rows only.
     """
-    found = []
-    for number, row in draw_rows(source, limit, None):
-        try:
-            found.append(Question(read_prompt(row), _reference(row)))
-        except DataError as error:
-            raise DataError(f"{name_of(source)}, row {number}: {error}") from None
+    try:
+        found = [_question(row, f"{name_of(source)}, row {number}") for number, row in draw_rows(source, limit, None)]
+    except UnicodeDecodeError:
+        raise DataError(_not_utf8(Path(source).expanduser())) from None
     if not found:
         raise DataError(f"{name_of(source)} holds no prompts; give at least one")
     missing = sum(question.reference is None for question in found)
@@ -105,10 +112,27 @@ def read_questions(source: str | Path, limit: int | None = LIMIT) -> list[Questi
     return found
 
 
+def _not_utf8(path: Path) -> str:
+    """Which line: the decoder that failed knew only its own buffer."""
+    text = path.read_bytes().decode(errors="surrogateescape").split("\n")
+    line = next(at for at, each in enumerate(text, 1) if STRAY_BYTE.search(each))
+    return f"{path}, line {line} is not UTF-8; save it as UTF-8"
+
+
+def _question(row: Mapping[str, Any], place: str) -> Question:
+    try:
+        question = Question(read_prompt(row), _reference(row))
+        check_text(question.prompt)
+        check_text(question.reference or "", "the answer")
+    except (DataError, PromptError) as error:
+        raise DataError(f"{place}: {error}") from None
+    return question
+
+
 def _reference(row: Mapping[str, Any]) -> str | None:
-    for field in REFERENCE_FIELDS:
-        if row.get(field) is not None:
-            return read_answer(row[field], field) if isinstance(row[field], (str, list)) else str(row[field])
+    for name in REFERENCE_FIELDS:
+        if row.get(name) is not None:
+            return read_answer(row[name], name) if isinstance(row[name], (str, list)) else str(row[name])
     messages = row.get("messages") or [{}]
     return str(messages[-1]["content"]) if messages[-1].get("role") == "assistant" else None
 
@@ -125,15 +149,18 @@ def choose_drafter(
     """Compare members on a few questions.
 
     With references each member reads each of them once, after its own prompt. Without, every member writes a short
-    answer, greedily, and all of them judge all answers; so a judge that is hard to please is so with everybody.
+    answer, greedily, and all others judge it. Nobody judges itself: to its own first choices a model is never
+    surprised, least of all one that loops or is too sure of itself. Answers are compared within each judge, so how
+    hard a judge is to please cancels out. This takes three members, and tells which answers the others would rather
+    have written, which is a guess at which are good: a member that alone knows the task is outvoted.
 
     Args:
         max_new_tokens: of an answer, where there are no references.
 
     Raises:
-        SettingsError: fewer than two members, or no questions.
-        PromptError: a question that does not fit the context of some member.
-        DataError: an empty reference, or a member that writes nothing to any question.
+        SettingsError: fewer than two members, two without references, or no questions.
+        PromptError: a question that does not fit the context of some member, or is no valid text.
+        DataError: an empty reference, one that is no valid text, or a member that writes nothing to any question.
         ModelOutputError: a model returned logits that are no distribution.
     """
     if len(members) < 2 or not questions:
@@ -141,6 +168,9 @@ def choose_drafter(
             f"a drafter is chosen among two members or more, by one question or more; got {len(members)} and "
             f"{len(questions)}"
         )
+    check_judges(members, questions)
+    for question in questions:
+        check_text(question.prompt, "a question")
     progress = progress or Silent()
     prompts = {member.name: [member.prompt.encode(question.prompt) for question in questions] for member in members}
     references = [question.reference for question in questions]
@@ -153,10 +183,35 @@ def choose_drafter(
     return _by_answers(members, prompts, answers, progress)
 
 
+def check_judges(members: Sized, questions: Sequence[Question]) -> None:
+    """Insist on answers to the questions where members are too few to judge each other. Raises `SettingsError`."""
+    if len(members) == 2 and any(question.reference is None for question in questions):
+        raise SettingsError(
+            "two models without reference answers cannot be told apart: each would have the other alone as judge; "
+            "give every prompt a good answer"
+        )
+
+
 def _checked(reference: str | None) -> bytes:
     if not reference:
         raise DataError("a reference answer is empty, so nothing can be read of it; leave its question out")
+    try:
+        check_text(reference, "a reference answer")
+    except PromptError as error:
+        raise DataError(str(error)) from None
     return reference.encode()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    text: bytes  # without what the template puts before an answer
+    is_loop: bool
+
+
+def is_loop(text: bytes) -> bool:
+    """Whether the second half of a text is the same again and again, at least twice."""
+    tail = text[len(text) // 2 :]
+    return len(tail) >= LEAST_LOOP and any(tail[period:] == tail[:-period] for period in range(1, len(tail) // 2 + 1))
 
 
 def _write_all(
@@ -166,8 +221,8 @@ def _write_all(
     max_batch: int,
     cache_limit: int | str | None,
     progress: Progress,
-) -> dict[str, list[bytes]]:
-    """Each member's answers, as bytes, without what its template puts before an answer."""
+) -> dict[str, list[_Answer]]:
+    """Each member's answers."""
     settings = GenerationSettings.parse({"max_new_tokens": max_new_tokens})
     progress.start("writing", sum(len(asked) for asked in prompts.values()))
     answers = {}
@@ -178,32 +233,61 @@ def _write_all(
         for completion in completions:
             if completion.error is not None:
                 raise ModelOutputError(completion.error)
-        written = [member.pieces.text(completion.token_ids) for completion in completions]
-        answers[member.name] = [text.removeprefix(member.prompt.lead.encode()) for text in written]
+        lead = member.prompt.lead.encode()
+        texts = [member.pieces.text(completion.token_ids).removeprefix(lead) for completion in completions]
+        answers[member.name] = [
+            _Answer(text, completion.finish_reason == "length" and is_loop(text))
+            for text, completion in zip(texts, completions, strict=True)
+        ]
     return answers
 
 
 def _by_answers(
     members: Sequence[Member],
     prompts: Mapping[str, list[list[int]]],
-    answers: Mapping[str, list[bytes]],
+    answers: Mapping[str, list[_Answer]],
     progress: Progress,
 ) -> Calibration:
     for name, written in answers.items():
-        if not any(written):
+        if not any(answer.text for answer in written):
             raise DataError(f"model {name!r} writes nothing to any of the questions; is prompt the format it knows?")
-    asked = [at for at in range(len(prompts[members[0].name])) if all(written[at] for written in answers.values())]
+    count = len(prompts[members[0].name])
+    asked = [at for at in range(count) if all(written[at].text for written in answers.values())]
     if not asked:
         raise DataError("to every question some member writes nothing; give other questions, or reference answers")
-    progress.start("judging", len(members) ** 2 * len(asked))
-    bits = {name: [0.0] * len(asked) for name in answers}
-    for judge in members:
-        read = [prompts[judge.name][at] for at in asked]
-        for name, written in answers.items():
-            found = _judge(judge, read, [written[at] for at in asked], progress.advance)
-            bits[name] = [total + each / len(members) for total, each in zip(bits[name], found, strict=True)]
-    left_out = len(prompts[members[0].name]) - len(asked)
-    return Calibration({name: tuple(found) for name, found in bits.items()}, by_reference=False, left_out=left_out)
+    size = len(members)
+    progress.start("judging", size * (size - 1) * len(asked))
+    judged = np.full((size, size, len(asked)), np.nan)  # by judge and writer
+    for at, judge in enumerate(members):
+        read = [prompts[judge.name][question] for question in asked]
+        for writer, (name, written) in enumerate(answers.items()):
+            if name != judge.name:
+                texts = [written[question].text for question in asked]
+                judged[at, writer] = _judge(judge, read, texts, progress.advance)
+    bits = dict(zip(answers, levelled(judged).tolist(), strict=True))
+    looping = {name: sum(written[at].is_loop for at in asked) for name, written in answers.items()}
+    return Calibration(
+        {name: tuple(found) for name, found in bits.items()},
+        by_reference=False,
+        left_out=count - len(asked),
+        looping={name: number for name, number in looping.items() if number},
+    )
+
+
+def levelled(judged: np.ndarray) -> np.ndarray:
+    """What each writer's answers are worth where nobody judges its own, ``[writers, questions]``.
+
+    Each judge's mean over the answers of a question is taken off, and what is left of a writer is averaged over its
+    judges. The writer's own part in those means is scaled away, so that this is the least-squares fit of
+    ``judge + writer``; the mean over all that was judged is added again.
+
+    Args:
+        judged: bits ``[judges, writers, questions]``; NaN where a writer meets itself. At least three of each.
+    """
+    size = len(judged)
+    within = judged - np.nanmean(judged, axis=1, keepdims=True)
+    found: np.ndarray = np.nanmean(within, axis=0) / (1 - 1 / (size - 1) ** 2) + np.nanmean(judged, axis=(0, 1))
+    return found
 
 
 def _judge(

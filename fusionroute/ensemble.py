@@ -78,20 +78,21 @@ class Ensemble:
         cls,
         path: str | Path,
         *,
+        changes: Mapping[str, Any] | None = None,
         dtype: Dtype = None,
         device: str | None = None,
         trust_remote_code: bool = False,
-        **changes: Any,
     ) -> Self:
         """Load an ensemble file. What can be told without weights is told before they are read.
 
         Args:
+            changes: options of the file that are to be others here, such as ``{"draft_length": 3, "weights.qwen": 2}``.
             dtype, device: for every model that names none of its own; they come before the file's.
             trust_remote_code: of every model; the file may allow it for some.
-            **changes: options of the file that are to be others here, such as ``draft_length=3``.
 
         Raises:
-            SettingsError: what is wrong in the file. CheckpointError: a model is missing, half-written or corrupt.
+            SettingsError: what is wrong in the file or in ``changes``.
+            CheckpointError: a model is missing, half-written or corrupt.
             VocabularyError: a tokenizer that cannot be aligned with others, or a model without end of sequence.
         """
         settings = EnsembleSettings.read(path, changes)

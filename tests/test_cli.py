@@ -17,7 +17,8 @@ import fusionroute.cli.console
 import tiny
 from fusionroute import Completion, Team
 from fusionroute.cli import app
-from fusionroute.cli.overrides import with_overrides
+from fusionroute.cli.overrides import as_changes, with_overrides
+from fusionroute.cli.prompts import read_prompts
 from fusionroute.terminal import expert_styles
 
 PROMPTS = ["hello", "a b c"]
@@ -199,6 +200,35 @@ def test_prompts_that_are_not_there(tmp_path: Path) -> None:
     assert f"{odd}:2" in complaint("generate", "team", "--file", odd)
 
 
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_a_file_that_is_not_utf8_names_the_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
+    assert f"{name}:2 holds the byte 0xff, which is not UTF-8" in complaint("generate", "no/team", "--file", path)
+
+
+def test_a_piped_byte_that_is_not_utf8_names_the_line() -> None:
+    result = CliRunner().invoke(app, ["generate", "no/team"], input=b"a\n\xff\n")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: line 2 of the input holds the byte 0xff")
+
+
+def test_half_a_character_is_refused_by_its_place(team_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n{"messages": [{"role": "user", "content": "\\ud83d half"}]}\n')
+    assert "prompts.jsonl:2 is no valid text: '\\ud83d' at character 1" in complaint("generate", "-", "--file", path)
+    assert "prompt 2 is no valid text: '\\udcff'" in complaint("generate", team_folder, "a", "b\udcff")
+
+
+def test_only_line_ends_part_prompts(tmp_path: Path) -> None:
+    path, lines = tmp_path / "prompts.txt", ["one\u2028still one", "two\x85\x0cstill two"]
+    path.write_bytes("\r\n".join([*lines, ""]).encode())
+    assert read_prompts(None, path) == lines
+    rows = path.with_suffix(".jsonl")
+    rows.write_text("".join(json.dumps({"prompt": line}, ensure_ascii=False) + "\n" for line in lines))
+    assert read_prompts(None, rows) == lines
+
+
 def test_chat_needs_a_format_that_renders_messages(tmp_path: Path) -> None:
     tiny.team().save_pretrained(tmp_path / "plain", save_experts=True)
     assert "chat_template" in complaint("chat", tmp_path / "plain")
@@ -237,6 +267,11 @@ def test_set_values_have_yaml_types(tmp_path: Path) -> None:
     values: dict[str, Any] = {"sft": {"epochs": 1}}
     with_overrides(values, ("sft.epochs=2", "sft.bf16=true", "data.limit=null", "prompt=alpaca"))
     assert values == {"sft": {"epochs": 2, "bf16": True}, "data": {"limit": None}, "prompt": "alpaca"}
+
+
+def test_the_last_of_equal_changes_counts_where_it_stands() -> None:
+    changes = as_changes(("models.a.device=cpu", "models={a: x/a}", "models.a.device=meta"))
+    assert list(changes.items()) == [("models", {"a": "x/a"}), ("models.a.device", "meta")]
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

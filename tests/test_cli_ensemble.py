@@ -10,6 +10,7 @@ from rich.text import Text
 
 import fusionroute as fr
 import tiny_ensemble
+from fusionroute.config import GenerationSettings
 from fusionroute.engine.sequence import ENSEMBLED
 from test_cli import complaint, run, terminal, visible
 
@@ -24,14 +25,27 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(file: Path, *prompts: Any, **options: Any) -> list[fr.Completion]:
-    return fr.Ensemble.from_file(file, **options).generate(prompts, max_new_tokens=8)
+    return fr.Ensemble.from_file(file, changes=options).generate(prompts, max_new_tokens=8)
+
+
+def cost(file: Path, *prompts: str) -> dict[str, Any]:
+    """What these answers take, asked of the method itself."""
+    ensemble = fr.Ensemble.from_file(file)
+    engine = ensemble.engine()
+    ids = [ensemble.prompt_format.encode(prompt) for prompt in prompts]
+    engine.generate(ids, GenerationSettings(max_new_tokens=8), None, prompts)
+    read = {runner.name: runner.tokens_read for runner in engine.method.runners}
+    return {"drafted": engine.method.drafted, "kept": engine.method.kept, "tokens_read": read}
 
 
 def test_json_tells_the_verdict_on_every_token(file: Path) -> None:
     result = run("generate", file, *PROMPTS, "--max-new-tokens", 8, "--json")
     assert result.exit_code == 0, result.output
+    expected = cost(file, *PROMPTS)
+    assert set(expected["tokens_read"]) == {"bytes", "pieces"}
     for line, answer in zip(result.stdout.splitlines(), answers(file, *PROMPTS), strict=True):
         record = json.loads(line)
+        assert record["cost"] == {"answers": 2, **expected}
         assert (record["text"], record["token_ids"]) == (answer.text, answer.token_ids)
         assert record["trace"] == json.loads(json.dumps([asdict(token) for token in answer.trace]))
         assert all(token["verdict"] and len(token["support"]) in (0, 2) for token in record["trace"])
@@ -62,11 +76,27 @@ def test_a_terminal_shows_who_wrote_and_how_often_they_were_asked(
     asked = sum(record.verdict in ENSEMBLED for record in trace)
     shown = Text.from_ansi(screen.getvalue()).plain
     assert f"ensembled {asked} of {len(trace)} tokens" in shown
+    spent = cost(file, *PROMPTS[:count])
+    acceptance = f"{100 * spent['kept'] / spent['drafted']:.1f} %"
+    assert f"kept {spent['kept']} of {spent['drafted']} drafted tokens (acceptance {acceptance})" in shown
+    assert f"bytes {spent['tokens_read']['bytes'] / len(trace):.2f}, pieces" in shown
+
+
+def test_chat_explains_the_marks_of_an_ensemble_and_counts_each_answer_alone(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal(monkeypatch)
+    assert run("chat", file, "--max-new-tokens", 8, piped="hello\n/reset\nhello\n/exit\n").exit_code == 0
+    shown = Text.from_ansi(screen.getvalue()).plain
+    assert "bold: the models were asked   bold and underlined: they wrote something else" in shown
+    assert "the expert alone" not in shown
+    drafted = cost(file, "hello")["drafted"]
+    assert shown.count(f"of {drafted} drafted tokens") == 2  # not the sum of both
 
 
 def test_chat_keeps_the_history(file: Path) -> None:
     result = run("chat", file, "--max-new-tokens", 5, "--set", "host=gac", piped="hi\nso\n/exit\n")
-    ensemble = fr.Ensemble.from_file(file, host="gac")
+    ensemble = fr.Ensemble.from_file(file, changes={"host": "gac"})
     first = ensemble.generate(["hi"], max_new_tokens=5)[0].text
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": first}]
     second = ensemble.generate([[*messages, {"role": "user", "content": "so"}]], max_new_tokens=5)[0].text
@@ -83,6 +113,13 @@ def test_chat_keeps_the_history(file: Path) -> None:
         (("--set", "drafter=null"), ("drafter is missing", "fusionroute calibrate")),
         (("--set", "weights={bytes: 0, pieces: 0}"), ("weights", "above 0")),
         (("--set", "gate=0.4"), ("gate is of host gac",)),
+        (("--set", "models={bytes: x/a, other: x/b}"), ("weights: unknown option 'pieces'",)),
+        (("--set", "models.pieces=null"), ("'pieces' is None", "hub id")),
+        (("--set", "models.bytes.device=cuda:77"), ("'cuda:77'", "there is cpu")),
+        (("--set", "device=tpu", "--set", "models.bytes.device=tpu"), ("no 'tpu' on this machine",)),
+        (("--set", "path=x"), ("unknown option 'path'",)),
+        (("--set", "sharpening=off"), ("sharpening", "YAML reads off", "none, prefix")),
+        (("--set", "weights.bytes=true"), ("weights.bytes", "a number is needed", "got True")),
         (("--set", "models.third=/no/such/model"), ("'third' has none",)),
         (("--set", "models.pieces=/no/such/model"), ("/no/such/model",)),
         (("--set", "host"), ("KEY=VALUE",)),
@@ -106,3 +143,15 @@ def test_files_that_are_no_ensemble(tmp_path: Path) -> None:
 
 def test_chat_needs_a_format_that_renders_messages(file: Path) -> None:
     assert "the ensemble file to chat_template" in complaint("chat", file, "--set", "prompt=null")
+
+
+def test_a_whole_option_is_replaced_and_a_dotted_one_changed(file: Path, tmp_path: Path) -> None:
+    three = tiny_ensemble.write_file(
+        tmp_path, {"bytes": "/no/such", "pieces": str(file.parent / "pieces"), "third": "/no/such"}, device="meta"
+    )
+    models = f"models={{bytes: {file.parent / 'bytes'}, pieces: {file.parent / 'pieces'}}}"
+    result = run(
+        "generate", three, "hello", "--max-new-tokens", 8, "--set", models, "--set", "models.pieces.device=cpu",
+        "--set", "device=cpu", "--set", "threshold=null",
+    )  # fmt: skip
+    assert result.stdout == f"{answers(file, 'hello')[0].text}\n", result.output

@@ -63,6 +63,7 @@ def test_the_papers_ensembles(path: Path) -> None:
     remote = {reference.model.split("/")[0] for reference in settings.models.values() if reference.trust_remote_code}
     assert remote <= {"internlm", "LGAI-EXAONE"}, "nobody else brings code of their own"
     assert EnsembleSettings.read(path, {"host": "gac"}).keywords()["gate"] == 0.5
+    assert EnsembleSettings.read(path, {"host": "unite"}).host == "unite"
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)

@@ -53,7 +53,7 @@ def by_hand(method: Any, ensemble: fr.Ensemble, prompt: Any, limit: int) -> list
     ],
 )
 def test_every_option_arrives(file: Path, options: dict[str, Any], kind: type) -> None:
-    ensemble = fr.Ensemble.from_file(file, **options)
+    ensemble = fr.Ensemble.from_file(file, changes=options)
     keywords = {"drafter": "bytes", "host": "unite"} | {k: v for k, v in options.items() if k != "method"}
     method = kind(list(ensemble.members)[::-1], make_runner=UncachedRunner, **keywords)
     found = ensemble.generate(PROMPTS, max_new_tokens=8)
@@ -84,7 +84,7 @@ def test_messages_are_put_to_each_model_in_its_own_format(ensemble: fr.Ensemble)
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 3, "temperature": 1.5}, {"stop": ["e", " "]}])
 @pytest.mark.parametrize("method", ["safe", "averaging"])
 def test_a_joined_stream_is_the_completion(file: Path, method: str, options: dict[str, Any]) -> None:
-    ensemble = fr.Ensemble.from_file(file, method=method)
+    ensemble = fr.Ensemble.from_file(file, changes={"method": method})
     for prompt in PROMPTS[1:]:
         (wanted,) = ensemble.generate([prompt], max_new_tokens=10, **options)
         tokens = list(ensemble.stream(prompt, max_new_tokens=10, **options))
@@ -115,11 +115,29 @@ def test_bad_prompts_stop_the_call_before_any_work(ensemble: fr.Ensemble) -> Non
         ensemble.stream("x" * 200)
     with pytest.raises(PromptError, match="'role' and 'content'"):
         ensemble.generate([[{"content": "hi"}]])
+    with pytest.raises(PromptError, match=r"prompt 2 is no valid text: '\\ud83d' at character 3 is half a character"):
+        ensemble.generate(["fine", "hi\ud83d"])
+    with pytest.raises(PromptError, match=r"the prompt is no valid text: '\\udcff' at character 1"):
+        ensemble.stream([{"role": "user", "content": "\udcff"}])
     assert ensemble.generate([]) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "elsewhere.yaml"}, "unknown option 'path'"),
+        ({"device": "tpu"}, "device: there is no 'tpu' on this machine; there is cpu"),
+        ({"models.pieces.device": "cuda:77"}, "there is no 'cuda:77' on this machine; there is cpu"),
+        ({"dtype": "flaot32"}, "did you mean 'float32'"),
+    ],
+)
+def test_changes_of_a_file_may_have_any_name(file: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        fr.Ensemble.from_file(file, changes=changes)
+
+
 def test_messages_need_a_format(file: Path) -> None:
-    plain = fr.Ensemble.from_file(file, prompt=None)
+    plain = fr.Ensemble.from_file(file, changes={"prompt": None})
     assert plain.generate(["hello"], max_new_tokens=3)[0].token_ids
     with pytest.raises(PromptError, match="need a prompt format"):
         plain.generate([[{"role": "user", "content": "hi"}]])

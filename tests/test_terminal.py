@@ -138,6 +138,17 @@ def test_a_legend_where_nothing_was_ensembled_or_nothing_kept() -> None:
     assert legend({}, checked("x", ["ensembled"] * 2).trace).plain == "\nensembled 2 of 2 tokens (E/T 100.0 %)"
 
 
+def test_the_legend_tells_what_the_answer_cost() -> None:
+    cost = {"drafted": 8, "kept": 6, "tokens_read": {"math": 15, "code": 10}}
+    found = legend(STYLES, checked("x" * 9, ["consensus"] * 10).trace, cost=cost)
+    assert found.plain.splitlines()[-1] == (
+        "kept 6 of 8 drafted tokens (acceptance 75.0 %) · tokens read per written token: math 1.50, code 1.00"
+    )
+    nothing = legend(STYLES, checked("", ["alone"]).trace, cost=cost | {"drafted": 0, "kept": 0})
+    assert "kept 0 of 0 drafted tokens · tokens read" in nothing.plain
+    assert "drafted" not in legend(STYLES, [], cost=cost).plain
+
+
 def test_what_occurs_is_not_shown_as_none() -> None:
     found = legend({}, [TraceRecord(1, "math", verdict=v) for v in ["consensus"] * 999 + ["boundary"]])
     assert found.plain.endswith("kept: consensus 100 %, boundary < 1 %")

@@ -1,8 +1,9 @@
 """``fusionroute calibrate``: which model of an ensemble should draft, by a few prompts."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -10,15 +11,16 @@ from rich.console import Console
 
 from fusionroute.cli import options
 from fusionroute.cli.console import quiet, stdout
-from fusionroute.cli.overrides import with_overrides
+from fusionroute.cli.overrides import as_changes
 from fusionroute.errors import OutputExistsError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fusionroute.calibration import Calibration
+    from fusionroute.evaluation.statistics import Estimate
 
-DRAFTER_LINE = re.compile(r"^drafter\s*:.*$", re.MULTILINE)
+FOR_AN_INTERVAL = 6  # prompts: with fewer no difference is beyond noise, as 2 / 2**5 > 0.05
 
 
 def calibrate(
@@ -55,16 +57,18 @@ def calibrate(
         int, typer.Option("--max-batch", min=1, help="Answers written at once.", rich_help_panel=options.MACHINE)
     ] = 64,
 ) -> None:
-    """Choose the drafter of an ensemble by prompts of your own, best with good answers to them."""
+    """Choose the drafter of an ensemble by prompts of your own, with good answers to them; without, it is a guess."""
     if output is not None and output.exists() and not overwrite:
         raise OutputExistsError(f"{output} exists; choose another name, or add --overwrite")
     quiet()
-    from fusionroute.calibration import choose_drafter, read_questions
+    from fusionroute.calibration import check_judges, choose_drafter, read_questions
     from fusionroute.models.ensemble import EnsembleSettings, load_members, load_voices
     from fusionroute.terminal import RichProgress
 
-    settings = EnsembleSettings.read(ensemble, with_overrides({}, override or ()))
+    changes = as_changes(override or ())
+    settings = EnsembleSettings.read(ensemble, changes)
     questions = read_questions(prompts, limit)
+    check_judges(settings.models, questions)
     voices = load_voices(settings.models, settings.prompt)
     members = load_members(settings.models, voices, dtype=dtype or settings.dtype, device=device or settings.device)
     console = stdout()
@@ -76,7 +80,7 @@ def calibrate(
     console.print(_table(found))
     _conclude(console, found)
     if output is not None:
-        write_drafter(ensemble, output, found.best)
+        write_drafter(ensemble, output, found.best, changes)
         console.print(f"{output} has drafter: {found.best}", soft_wrap=True, markup=False)
 
 
@@ -84,19 +88,26 @@ def _table(found: "Calibration") -> "Table":
     from rich import box
     from rich.table import Table
 
-    what = "the reference answers" if found.by_reference else "the model's own answers, judged by all models"
-    caption = f"bits per byte of {what}; less is better; 95 % intervals over n = {found.n} prompts"
+    what = "the reference answers" if found.by_reference else "the model's own answers, as the other models judge them"
+    intervals = "too few for intervals" if found.n < FOR_AN_INTERVAL else "95 % intervals over them"
+    caption = f"bits per byte of {what}; less is better; n = {found.n} prompts, {intervals}"
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
     table.add_column("")
     for column in ("bits per byte", "95 %", "behind the best", "95 %"):
         table.add_column(column, justify="right")
     for name in sorted(found.bits, key=lambda name: found.mean(name).value):
         mean, behind = found.mean(name), found.behind(name)
-        row = [f"{mean.value:.3f}", f"{mean.low:.3f} to {mean.high:.3f}"]
+        row = [f"{mean.value:.3f}", _interval(mean, "")]
         is_best = name == found.best
-        row += ["", ""] if is_best else [f"{behind.value:+.3f}", f"{behind.low:+.3f} to {behind.high:+.3f}"]
+        # where few prompts differ, resampling is surer than the signs of the differences allow
+        is_too_sure = found.is_within_noise(name) and not behind.low <= 0 <= behind.high
+        row += ["", ""] if is_best else [f"{behind.value:+.3f}", "–" if is_too_sure else _interval(behind, "+")]
         table.add_row(name, *row, style="bold" if is_best else None)
     return table
+
+
+def _interval(estimate: "Estimate", sign: str) -> str:
+    return "–" if estimate.n < FOR_AN_INTERVAL else f"{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
 
 
 def _conclude(console: Console, found: "Calibration") -> None:
@@ -104,12 +115,22 @@ def _conclude(console: Console, found: "Calibration") -> None:
         console.print(line, soft_wrap=True, markup=False)
 
     say(f"drafter: {found.best}")
+    if not found.by_reference:
+        say(
+            "this is a guess: the answers that the other models would rather have written need not be the good ones, "
+            "and a model that alone knows your task is outvoted; give good answers to your prompts to be sure"
+        )
+    for name, count in found.looping.items():
+        say(
+            f"warning: {count} of {found.n} answers of {name} were cut off while they repeated themselves, which "
+            "everybody foresees, so its bits say little; is prompt the format it knows?"
+        )
     close = [name for name in found.bits if name != found.best and found.is_within_noise(name)]
     if close:
         say(f"within noise: on other prompts {' or '.join(close)} might have come first; more prompts tell them apart")
     if found.left_out:
         say(f"{found.left_out} prompts were left out, to which some model wrote nothing")
-    if far := found.far_behind():
+    if far := {name: share for name, share in found.far_behind().items() if name not in close}:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in far.items())
         say(
             f"warning: far behind {found.best}, in bits per byte: {shares}; a member that is much weaker than the best "
@@ -117,20 +138,31 @@ def _conclude(console: Console, found: "Calibration") -> None:
         )
 
 
-def write_drafter(source: Path, target: Path, drafter: str) -> None:
-    """Write an ensemble file with that drafter; comments and order stay as they are where YAML's block form is used."""
+def write_drafter(source: Path, target: Path, drafter: str, changes: Mapping[str, Any] | None = None) -> None:
+    """Write an ensemble file with that drafter, and with what was changed of it.
+
+    Comments and order stay as they are where YAML's block form is used and each changed option stands on one line.
+    """
     from fusionroute.config import read_yaml
+    from fusionroute.models.ensemble import with_changes
     from fusionroute.output import write_text
 
+    old = read_yaml(source)
+    values = with_changes(old, changes or {}) | {"drafter": drafter}
     text = source.read_text(encoding="utf-8")
-    values = read_yaml(source) | {"drafter": drafter}
-    line = yaml.safe_dump({"drafter": drafter}, allow_unicode=True)
-    changed = DRAFTER_LINE.sub(lambda _: line.strip(), text, count=1)
-    if changed == text and "drafter" not in read_yaml(source):
-        changed = text.rstrip("\n") + "\n" + line
-    if not _says(changed, values):
-        changed = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    write_text(target, changed)
+    for key in [key for key, value in values.items() if key == "drafter" or key not in old or old[key] != value]:
+        text = _with_line(text, key, values[key], is_new=key not in old)
+    if not _says(text, values):
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    write_text(target, text)
+
+
+def _with_line(text: str, key: str, value: Any, *, is_new: bool) -> str:
+    style = None if isinstance(value, (dict, list)) else False  # None: all that a key holds on its line
+    line = yaml.safe_dump({key: value}, allow_unicode=True, default_flow_style=style, width=float("inf"))
+    if is_new:
+        return text.rstrip("\n") + "\n" + line
+    return re.sub(rf"^{re.escape(key)}\s*:.*$", lambda _: line.strip(), text, count=1, flags=re.MULTILINE)
 
 
 def _says(text: str, values: dict[str, object]) -> bool:

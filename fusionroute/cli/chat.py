@@ -49,11 +49,12 @@ def chat(
 
 
 def _converse(team: "Team | Ensemble", engine: "Engine", settings: GenerationSettings) -> None:
-    from fusionroute.terminal import MARK_EXPLAINED
+    from fusionroute.ensemble import Ensemble
+    from fusionroute.terminal import ASKED_EXPLAINED, MARK_EXPLAINED
 
     console, messages = stdout(), list[dict[str, str]]()
     if console.is_terminal:
-        console.print(MARK_EXPLAINED, style="dim")
+        console.print(ASKED_EXPLAINED if isinstance(team, Ensemble) else MARK_EXPLAINED, style="dim")
         console.print("/reset forgets the conversation, /exit leaves, Ctrl-C ends an answer", style="dim")
     for said in _lines_said(console.is_terminal):
         if said == "/exit":
@@ -74,8 +75,9 @@ def _reply(
     settings: GenerationSettings,
 ) -> list[dict[str, str]]:
     """The conversation with the answer at its end, or without the question if it could not be answered."""
-    from fusionroute.cli.writing import print_legend, write_answer
+    from fusionroute.cli.writing import Meter, print_legend, write_answer
 
+    meter = Meter(engine)
     try:
         completion = write_answer(console, team, engine, asked, settings)
     except (PromptError, RequestTooLargeError) as error:
@@ -85,7 +87,7 @@ def _reply(
         complain(completion.error, FAILED)
         return asked[:-1]
     if console.is_terminal:
-        print_legend(console, team, [completion], explain=False)
+        print_legend(console, team, [completion], meter, explain=False)
         console.print()
     return [*asked, {"role": "assistant", "content": completion.text}]
 
@@ -98,5 +100,7 @@ def _lines_said(is_terminal: bool) -> Iterator[str]:
             said = input("› " if is_terminal else "").strip()
         except (EOFError, KeyboardInterrupt):
             return print()
+        except UnicodeDecodeError as error:
+            raise PromptError(f"the input is not UTF-8 ({error.reason}); convert it and pipe it in again") from None
         if said:
             yield said

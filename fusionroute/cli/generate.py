@@ -17,6 +17,7 @@ from fusionroute.config import GenerationSettings
 from fusionroute.errors import SettingsError
 
 if TYPE_CHECKING:
+    from fusionroute.engine.engine import Engine
     from fusionroute.engine.sequence import Completion
     from fusionroute.ensemble import Ensemble
     from fusionroute.team import Team
@@ -75,38 +76,43 @@ def _answer(
     team: "Team | Ensemble", prompts: list[Any], batched: dict[str, Any], settings: GenerationSettings, *, as_json: bool
 ) -> list[str]:
     """Generate and print; returns the errors of answers that failed."""
-    from fusionroute.cli.writing import print_legend, write_answer
+    from fusionroute.answering import complete
+    from fusionroute.cli.writing import Meter, print_legend, write_answer
 
-    console = stdout()
+    console, engine = stdout(), team.engine(**batched)
+    meter = Meter(engine)
     if as_json or not console.is_terminal:
-        completions = team.generate(prompts, **batched, **settings.model_dump())
+        completions = complete(lambda: engine, team.prompt_format, prompts, settings, None)
+        spent = meter.cost()
+        cost = {"cost": {"answers": len(prompts), **spent}} if spent else {}
         for prompt, completion in zip(prompts, completions, strict=True):
-            print(json.dumps(_record(prompt, completion), ensure_ascii=False) if as_json else completion.text)
+            print(json.dumps(_record(prompt, completion, cost), ensure_ascii=False) if as_json else completion.text)
     elif len(prompts) == 1:
-        completions = [write_answer(console, team, team.engine(**batched), prompts[0], settings)]
+        completions = [write_answer(console, team, engine, prompts[0], settings)]
         if completions[0].finish_reason == "cancelled":
             raise KeyboardInterrupt  # what was written is shown; the exit code says that it is not all
         console.print()
-        print_legend(console, team, completions)
+        print_legend(console, team, completions, meter)
     else:
-        completions = _answer_many(console, team, prompts, batched, settings)
-        print_legend(console, team, completions)
+        completions = _answer_many(console, team, engine, prompts, settings)
+        print_legend(console, team, completions, meter)
     return [completion.error or "" for completion in completions if completion.finish_reason == "error"]
 
 
 def _answer_many(
     console: Console,
     team: "Team | Ensemble",
+    engine: "Engine",
     prompts: list[Any],
-    batched: dict[str, Any],
     settings: GenerationSettings,
 ) -> "list[Completion]":
+    from fusionroute.answering import complete
     from fusionroute.terminal import RichProgress, coloured_answer, expert_styles
 
     with RichProgress(console) as progress:
         progress.start("writing", len(prompts))
-        completions = team.generate(
-            prompts, **batched, **settings.model_dump(), on_finish=lambda sequence: progress.advance(1)
+        completions = complete(
+            lambda: engine, team.prompt_format, prompts, settings, lambda sequence: progress.advance(1)
         )
     for prompt, completion in zip(prompts, completions, strict=True):
         console.print(f"› {as_text(prompt)}", style="dim", markup=False, soft_wrap=True)
@@ -115,7 +121,8 @@ def _answer_many(
     return completions
 
 
-def _record(prompt: Any, completion: "Completion") -> dict[str, Any]:
+def _record(prompt: Any, completion: "Completion", cost: dict[str, Any]) -> dict[str, Any]:
+    """Answers that are written together have one ``cost``, which says of how many it is."""
     key = "prompt" if isinstance(prompt, str) else "messages"
     error = {"error": completion.error} if completion.error else {}
     return {
@@ -124,5 +131,6 @@ def _record(prompt: Any, completion: "Completion") -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "token_ids": completion.token_ids,
         "trace": [asdict(record) for record in completion.trace],
+        **cost,
         **error,
     }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fusionroute.cli.console import quiet
-from fusionroute.cli.overrides import with_overrides
+from fusionroute.cli.overrides import as_changes
 from fusionroute.config import GenerationSettings
 from fusionroute.errors import SettingsError
 
@@ -47,8 +47,7 @@ def load_writers(
         raise SettingsError("--no-complement leaves out a router's own say, and an ensemble has no router; drop it")
     from fusionroute.ensemble import Ensemble
 
-    changes = with_overrides({}, overrides or ())
-    return Ensemble.from_file(location, device=device, dtype=dtype, **changes)
+    return Ensemble.from_file(location, changes=as_changes(overrides or ()), device=device, dtype=dtype)
 
 
 def batching(*, complement: bool, **options: Any) -> dict[str, Any]:

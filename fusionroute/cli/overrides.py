@@ -19,16 +19,35 @@ def with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str
     return values
 
 
+def as_changes(overrides: Sequence[str]) -> dict[str, Any]:
+    """``weights.qwen=2`` as ``{"weights.qwen": 2}``, which `models.ensemble.with_changes` takes; the last of equals.
+
+    Raises:
+        SettingsError: no KEY=VALUE, or a value that is no YAML.
+    """
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        key, value = _key_and_value(override)
+        changes.pop(key, None)  # so that it takes its turn where it was said last
+        changes[key] = value
+    return changes
+
+
 def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+    key, value = _key_and_value(override)
     *parents, last = key.split(".")
-    if not equals or not all([*parents, last]):
-        raise SettingsError(f"--set takes KEY=VALUE such as sft.learning_rate=1e-4; got {override!r}")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise SettingsError(f"--set {override}: {parent!r} holds no options of its own")
+    values[last] = value
+
+
+def _key_and_value(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise SettingsError(f"--set takes KEY=VALUE such as sft.learning_rate=1e-4; got {override!r}")
     try:
-        values[last] = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except yaml.YAMLError:
         raise SettingsError(f"--set {override}: {text!r} is not valid YAML; put it in quotes") from None

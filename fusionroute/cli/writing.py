@@ -4,11 +4,12 @@ from typing import Any
 
 from rich.console import Console
 
-from fusionroute.answering import TextByToken
+from fusionroute.answering import TextByToken, check_text
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import Engine
 from fusionroute.engine.sequence import Completion
 from fusionroute.ensemble import Ensemble
+from fusionroute.evaluation.compare.cost import drafts, tokens_read
 from fusionroute.team import Team
 from fusionroute.terminal import expert_styles, legend, token_text
 
@@ -18,6 +19,7 @@ def write_answer(
 ) -> Completion:
     """Show an answer while it is written; Ctrl-C ends it, and what was written stays."""
     styles = expert_styles(team.expert_names)
+    check_text(prompt)
     sequence = engine.submit(team.prompt_format.encode(prompt), settings, prompt)
     cut = TextByToken(sequence)
     while not sequence.is_finished:
@@ -35,9 +37,26 @@ def write_answer(
     return sequence.completion()
 
 
+class Meter:
+    """What an engine's method does from here on, where models check each other's tokens."""
+
+    def __init__(self, engine: Engine):
+        self.method = engine.method
+        self._drafts, self._read = drafts(self.method), tokens_read(self.method)
+
+    def cost(self) -> dict[str, Any]:
+        """``drafted``, ``kept`` and ``tokens_read`` by model; nothing where nobody drafts."""
+        if not self._drafts:
+            return {}
+        drafted = {name: count - self._drafts[name] for name, count in drafts(self.method).items()}
+        read = {name: count - self._read[name] for name, count in tokens_read(self.method).items()}
+        return {**drafted, "tokens_read": read}
+
+
 def print_legend(
-    console: Console, team: Team | Ensemble, completions: list[Completion], *, explain: bool = True
+    console: Console, team: Team | Ensemble, completions: list[Completion], meter: Meter, *, explain: bool = True
 ) -> None:
-    """Colours and each expert's share of the tokens; see `legend`."""
+    """Colours, each expert's share of the tokens and what they cost; see `legend`."""
     trace = [record for completion in completions for record in completion.trace]
-    console.print(legend(expert_styles(team.expert_names), trace, explain=explain), soft_wrap=True)
+    styles = expert_styles(team.expert_names)
+    console.print(legend(styles, trace, explain=explain, cost=meter.cost()), soft_wrap=True)

@@ -7,9 +7,10 @@ from fusionroute.config import nearest
 from fusionroute.engine.method import MakeRunner, Method
 from fusionroute.engine.runner import AnyRunner, Runner
 from fusionroute.engine.sequence import Sequence
-from fusionroute.engine.text_reader import STRETCH, TextReader
+from fusionroute.engine.text_reader import STRETCH, TextReader, lead_of
 from fusionroute.errors import SettingsError
 from fusionroute.models.member import Member
+from fusionroute.models.vocabulary import eos_ids
 from fusionroute.ops.averaging import normalised_weights
 
 Weights = Mapping[str, float] | ListLike[float] | None
@@ -47,11 +48,11 @@ class OfMembers(Method):
         self.drafter = make_runner(first.model, first.name)
         self.readers = [TextReader(member, make_runner) for member in self.members[1:]]
         self.runners: ListLike[AnyRunner] = (self.drafter, *(reader.runner for reader in self.readers))
-        self.eos_ids = first.pieces.end_ids
+        # as alone; a drafter that names no ends stops at whatever is spelled like one
+        self.eos_ids = frozenset(eos_ids(first.model)) or first.pieces.end_ids
         self.context_length = first.context_length
         self.rows = STRETCH
         self.drafted = self.kept = 0
-        self._lead = first.prompt.lead.encode()
 
     def admit(self, sequence: Sequence) -> None:
         for reader in self.readers:
@@ -65,9 +66,17 @@ class OfMembers(Method):
     def rollback(self, sequence: Sequence, length: int) -> None:
         self.drafter.rollback(sequence, length)
 
-    def text(self, ids: list[int]) -> bytes:
-        """What the others read of an answer of these drafter tokens."""
-        return self.members[0].pieces.text(ids).removeprefix(self._lead)
+    def text(self, sequence: Sequence) -> bytes:
+        """What the others read of the answer so far."""
+        first = self.members[0]
+        return first.pieces.text(sequence.output_ids).removeprefix(lead_of(first, sequence))
+
+    def is_behind_lead(self, sequence: Sequence, start: int) -> bool:
+        """Whether a place is the beginning of an answer before which some template puts something, such as a space.
+
+        That may be part of a model's first token, so what the models would write there cannot be compared.
+        """
+        return start == 0 and any(lead_of(member, sequence) for member in self.members)
 
 
 def _drafter(members: ListLike[Member], name: str | None) -> Member:

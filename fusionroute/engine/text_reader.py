@@ -13,6 +13,7 @@ from fusionroute.engine.method import MakeRunner
 from fusionroute.engine.sequence import Sequence
 from fusionroute.errors import PromptError
 from fusionroute.models.member import Member
+from fusionroute.models.opening import is_opened
 
 STRETCH = 2  # tokens that a model may need for one of the drafter's, as far as memory is promised
 
@@ -46,7 +47,7 @@ class Heard:
 
     Attributes:
         rows: by byte offset in the answer: where one of the model's tokens starts outside any character, or the text
-            ends outside one. Not the very beginning, if the model's template puts something before an answer.
+            ends outside one.
         logits: ``[rows, vocabulary]``.
         probabilities: of the model's token at each row, by a float32 softmax over the whole vocabulary; 0 where the
             text ends.
@@ -74,7 +75,6 @@ class TextReader:
         self.member = member
         self.pieces = member.pieces
         self.runner = make_runner(member.model, member.name)
-        self.lead = member.prompt.lead.encode()
         self._views: dict[Sequence, View] = {}
 
     def prompt_ids(self, sequence: Sequence) -> list[int]:
@@ -106,11 +106,13 @@ class TextReader:
                 later.
 
         Returns:
-            None for a sequence that has ended: with an error if the model failed on it, for "length" if its text no
-            longer fits this model's context.
+            None for a sequence that the model has failed on, and for one whose text does not fit its context.
         """
-        tokens = [self.pieces.encode(self.lead + text) for text in texts]
-        starts = [[start - len(self.lead) for start in self.pieces.starts(ids)] for ids in tokens]
+        leads = [lead_of(self.member, sequence) for sequence in sequences]
+        tokens = [self.pieces.encode(lead + text) for lead, text in zip(leads, texts, strict=True)]
+        starts = [
+            [start - len(lead) for start in self.pieces.starts(ids)] for lead, ids in zip(leads, tokens, strict=True)
+        ]
         first = [bisect_left(each, offset) for each, offset in zip(starts, since, strict=True)]
         fitting = [at for at, sequence in enumerate(sequences) if self._update(sequence, tokens[at])]
         heard: list[Heard | None] = [None] * len(sequences)
@@ -121,8 +123,6 @@ class TextReader:
             for row, at in enumerate(fitting):
                 if not sequences[at].is_finished:
                     places = _rows(texts[at], starts[at][first[at] :])
-                    if self.lead:  # it may be part of the first token, and then no place of its own is there
-                        places.pop(0, None)
                     heard[at] = Heard(places, logits[row, -lasts[row] :], *(each[row][-lasts[row] :] for each in said))
         return heard
 
@@ -134,7 +134,7 @@ class TextReader:
             self.runner.release(self._views.pop(sequence))
 
     def _update(self, sequence: Sequence, answer_ids: list[int]) -> bool:
-        """Bring the view up to these tokens; False (and the answer ends) if they no longer fit the context."""
+        """Bring the view up to these tokens; False if they do not fit the context."""
         limit = self.member.context_length
         if sequence not in self._views:
             prompt_ids = self.prompt_ids(sequence)
@@ -142,7 +142,6 @@ class TextReader:
             self._views[sequence] = View(sequence, prompt_ids, min(promised, limit))
         view = self._views[sequence]
         if view.prompt_length + len(answer_ids) > limit:
-            sequence.finish("length")
             return False
         self.runner.rollback(view, view.common_with(answer_ids))
         view.token_ids[view.prompt_length :] = answer_ids
@@ -161,6 +160,11 @@ class TextReader:
         is_first = best == own
         is_first[:, -1] = False
         return probabilities.tolist(), is_first.tolist(), ending.tolist(), ending_is_first.tolist()
+
+
+def lead_of(member: Member, sequence: Sequence) -> bytes:
+    """What stands between a member's prompt and the answer; nothing where the answer has begun in the prompt."""
+    return b"" if is_opened(sequence.prompt) else member.prompt.lead.encode()
 
 
 def _rows(text: bytes, starts: list[int]) -> dict[int, int]:

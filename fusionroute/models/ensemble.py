@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fusionroute.config import Settings, nearest, read_yaml
@@ -14,6 +14,7 @@ from fusionroute.models.loading import (
     Dtype,
     Loaded,
     ModelReference,
+    check_place,
     full_model,
     load_config,
     load_model,
@@ -30,16 +31,28 @@ SAFE, AVERAGING = "safe", "averaging"
 HOSTS = ("unite", "gac")
 SHARPENINGS = ("none", "prefix", "geometric")
 FILE_ENDINGS = (".yaml", ".yml")
-DRAFT_LENGTH, GATE = 5, 0.5
+DRAFT_LENGTH, GATE, THRESHOLD = 5, 0.5, 0.1
 
 
-def _one_of(*allowed: str) -> AfterValidator:
-    def known(value: str) -> str:
+def _one_of(*allowed: str) -> BeforeValidator:
+    def known(value: Any) -> Any:
+        if isinstance(value, bool):
+            words = "on, yes and true" if value else "off, no and false"
+            raise ValueError(f"YAML reads {words} as a truth value, which is none of {', '.join(allowed)}")
         if value not in allowed:
             raise ValueError(nearest(value, allowed))
         return value
 
-    return AfterValidator(known)
+    return BeforeValidator(known)
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # Python counts with them, and so does pydantic
+        raise ValueError("a number is needed, not a truth value")
+    return value
+
+
+NUMBER = BeforeValidator(_no_truth_value)
 
 
 class EnsembleOptions(Settings):
@@ -51,7 +64,7 @@ class EnsembleOptions(Settings):
         host: how distributions over different tokens are averaged.
         draft_length: tokens that are drafted before the others look; None = 5. Of ``safe`` alone.
         sharpening: what is done to an average that is too flat; None = ``prefix`` for ``safe``, else ``none``.
-        threshold: of ``prefix``: how likely a string must be to be given what its longer ones have.
+        threshold: of ``prefix``: how likely a string must be to be given what its longer ones have; None = 0.1.
         weights: of every model, by name; None = all the same.
         gate: of ``gac`` alone: the drafter writes alone where it is as sure as this; None = the others are asked
             anyway.
@@ -60,11 +73,16 @@ class EnsembleOptions(Settings):
     method: Annotated[str, _one_of(SAFE, AVERAGING)] = SAFE
     drafter: str | None = None
     host: Annotated[str, _one_of(*HOSTS)] = "unite"
-    draft_length: int | None = Field(None, ge=1)
+    draft_length: Annotated[int | None, NUMBER] = Field(None, ge=1)
     sharpening: Annotated[str, _one_of(*SHARPENINGS)] | None = None
-    threshold: float = Field(0.1, gt=0, lt=1)
-    weights: dict[str, float] | None = None
-    gate: float | None = Field(GATE, gt=0, le=1)
+    threshold: Annotated[float, NUMBER] = Field(THRESHOLD, gt=0, lt=1)
+    weights: dict[str, Annotated[float, NUMBER]] | None = None
+    gate: Annotated[float | None, NUMBER] = Field(GATE, gt=0, le=1)
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _none_is_the_default(cls, threshold: Any) -> Any:
+        return THRESHOLD if threshold is None else threshold
 
     @field_validator("weights")
     @classmethod
@@ -130,6 +148,9 @@ def _named(models: Any) -> Any:
     if len(models) < 2:
         raise ValueError(f"an ensemble has at least two models; got {len(models)}")
     check_names(list(models))
+    for name, value in models.items():
+        if not isinstance(value, (str, Mapping, ModelReference)):
+            raise ValueError(f"{name!r} is {value!r}; give a folder, a hub id, or {{model: …, device: …}}")
     return {name: {"model": value} if isinstance(value, str) else value for name, value in models.items()}
 
 
@@ -149,7 +170,7 @@ class EnsembleSettings(EnsembleOptions):
 
     @classmethod
     def read(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Self:
-        """An ensemble file; ``changes`` come before what it says, one by one where they are mappings.
+        """An ensemble file, with some of what it says changed; see `with_changes`.
 
         Raises:
             SettingsError: no such file, or what is wrong in it.
@@ -160,15 +181,33 @@ class EnsembleSettings(EnsembleOptions):
                 f"{path} names experts, so it is a team file or a compare file: train that team first and give its "
                 "folder; an ensemble file names models"
             )
-        return cls.parse(_changed(values, changes or {}), source=str(path))
+        return cls.parse(with_changes(values, changes or {}), source=str(path))
 
 
-def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
+def with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What an ensemble file says, changed.
+
+    Args:
+        changes: by key. A dotted one such as ``weights.qwen`` or ``models.qwen.device`` changes that alone, any other
+            replaces all that stood there.
+
+    Raises:
+        SettingsError: a dotted key inside of what holds no options.
+    """
+    changed = dict(values)
     for key, new in changes.items():
-        old = merged.get(key)
-        merged[key] = _changed(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
-    return merged
+        *parents, last = key.split(".")
+        place = changed
+        for parent in parents:
+            inner = place.get(parent)
+            if parents == ["models", parent] and isinstance(inner, str):
+                inner = {"model": inner}  # as it might have been written
+            if not isinstance(inner, Mapping | None):
+                raise SettingsError(f"{key}: {parent!r} holds no options of its own; it is {inner!r}")
+            place[parent] = dict(inner or {})
+            place = place[parent]
+        place[last] = new
+    return changed
 
 
 def is_ensemble_file(location: str | Path) -> bool:
@@ -221,8 +260,10 @@ def load_members(
 ) -> list[Member]:
     """The members, weights and all, in the order of ``models``; adapters over one base share its weights.
 
-    Raises `CheckpointError` as `load_model` does.
+    Raises `CheckpointError` and `SettingsError` as `load_model` does, the latter before any weights are read.
     """
+    for reference in models.values():
+        check_place(reference, dtype=dtype, device=device)
     loaded = {} if loaded is None else loaded
     return [
         _member(name, load_model(reference, dtype=dtype, device=device, loaded=loaded), voices[name])

@@ -74,6 +74,7 @@ def load_model(
     Raises:
         CheckpointError: the folder is missing, half-written or corrupt, or the weights are not safetensors; an adapter
             has no base, does not fit it, or is of a kind that cannot join a team.
+        SettingsError: a dtype that is none, or a device that this machine lacks.
     """
     reference = as_reference(reference)
     trust_remote_code = trust_remote_code or reference.trust_remote_code
@@ -94,9 +95,7 @@ def _checkpoint(
 ) -> PreTrainedModel:
     """A model with weights of its own, read from disk unless ``loaded`` has it."""
     location = require_location(reference.model)
-    wanted = resolve_dtype(reference.dtype or dtype)
-    # through a tensor, because cuda is a name for one of cuda:0, cuda:1, ...
-    place = torch.empty(0, device=torch.device(reference.device or device or default_device())).device
+    wanted, place = check_place(reference, dtype=dtype, device=device)
     if loaded is None:
         return _read_checkpoint(location, reference.revision, wanted, place, trust_remote_code)
     key = (location, reference.revision, wanted, place)
@@ -221,6 +220,36 @@ def default_device() -> str:
     """The accelerator of this machine if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator()
     return accelerator.type if accelerator is not None and torch.accelerator.is_available() else "cpu"
+
+
+def check_place(
+    reference: ModelReference, *, dtype: Dtype, device: str | torch.device | None
+) -> tuple[torch.dtype | None, torch.device]:
+    """The dtype and device that a model will have; what ``reference`` says of them comes first.
+
+    Raises:
+        SettingsError: a dtype that is none, or a device that this machine lacks.
+    """
+    return resolve_dtype(reference.dtype or dtype), resolve_device(reference.device or device)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """A device from its name, None being the best there is. Raises `SettingsError` if this machine lacks it."""
+    wanted = str(device or default_device())
+    try:
+        # through a tensor, because cuda is a name for one of cuda:0, cuda:1, ...
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError) as error:  # the latter is torch's for a build without CUDA
+        if wanted in (there := _devices()):
+            raise
+        raise SettingsError(f"device: there is no {wanted!r} on this machine; there is {', '.join(there)}") from error
+
+
+def _devices() -> list[str]:
+    kind = default_device()
+    return (
+        ["cpu"] if kind == "cpu" else ["cpu", kind, *(f"{kind}:{at}" for at in range(torch.accelerator.device_count()))]
+    )
 
 
 def resolve_dtype(dtype: Dtype) -> torch.dtype | None:

@@ -5,6 +5,7 @@ from typing import Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fusionroute.models.opening import OpenedFormat
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.models.team import context_length
 from fusionroute.models.vocabulary import Pieces, eos_ids
@@ -31,7 +32,7 @@ class Member:
         """
         size = model.config.get_text_config().vocab_size
         pieces = Pieces(tokenizer, name=name, vocabulary_size=size, eos_ids=eos_ids(model))
-        return cls(name, model.eval(), pieces, PromptFormat(tokenizer, prompt))
+        return cls(name, model.eval(), pieces, OpenedFormat(pieces, prompt))
 
     @property
     def context_length(self) -> int:

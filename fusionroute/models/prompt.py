@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
+import jinja2
 from pydantic import AfterValidator
 from transformers import PreTrainedTokenizerBase
 
@@ -79,6 +80,15 @@ class PromptFormat:
         """Token ids of an answer that follows a prompt, with the end-of-sequence token."""
         ids: list[int] = self.tokenizer(answer, add_special_tokens=False).input_ids
         return [*ids, self.tokenizer.eos_token_id]
+
+    def refuses(self, messages: Sequence[Message]) -> bool:
+        """Whether the template raises an error at these messages, as some do at a system message."""
+        try:
+            if self.name is not None:
+                self._render(messages)
+        except jinja2.TemplateError:
+            return True
+        return False
 
     @cached_property
     def lead(self) -> str:

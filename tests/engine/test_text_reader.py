@@ -11,9 +11,10 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.reference import UncachedRunner
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence
-from fusionroute.engine.text_reader import Heard, TextReader, is_inside_character
+from fusionroute.engine.text_reader import Heard, TextReader, is_inside_character, lead_of
 from fusionroute.errors import PromptError
 from fusionroute.models.member import Member
+from fusionroute.models.prompt import Prompt
 from tests.tiny_members import byte_level, with_fallback
 
 WORDS = [" catalogue", " the"]  # and every beginning of them
@@ -24,7 +25,7 @@ def member() -> Member:
     return byte_level("m", WORDS).member
 
 
-def sequence(prompt: str | None = "hi", **options: object) -> Sequence:
+def sequence(prompt: Prompt | None = "hi", **options: object) -> Sequence:
     made = Sequence([1], GenerationSettings(**{"max_new_tokens": 100, **options}))
     made.prompt = prompt
     return made
@@ -108,13 +109,14 @@ def test_places_are_ends_of_characters(text: str, stray: bytes) -> None:
         is_inside_character(whole + stray, at)  # whatever comes, no error
 
 
-def test_a_context_that_is_full_ends_the_answer() -> None:
+def test_a_text_that_does_not_fit_the_context_is_not_read() -> None:
     reader = TextReader(byte_level("m", [], max_position_embeddings=16).member, Runner)
     one, other = sequence("hi"), sequence("hi")
     heard = reader.read([one, other], [b"x" * 14, b"x" * 15], [13, 14])
     assert heard[0] is not None
     assert heard[1] is None
-    assert (one.finish_reason, other.finish_reason) == (None, "length")
+    assert (one.finish_reason, other.finish_reason) == (None, None)
+    assert read(reader, other, b"x" * 14).rows  # a shorter one is
 
 
 def test_a_model_that_fails_fails_its_sequence_alone() -> None:
@@ -144,7 +146,9 @@ def test_a_template_that_puts_a_space_before_answers() -> None:
     )
     member = Member.of("m", known.member.model, known.tokenizer, "chat_template")
     reader = TextReader(member, Runner)
-    assert reader.lead == b" "
+    assert lead_of(member, sequence("hi")) == b" "
+    begun = sequence([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ca"}])
+    assert lead_of(member, begun) == b""
     heard = read(reader, sequence("hi"), b"cat!")
     assert heard.rows == {3: 0, 4: 1}
     assert reader._views  # its tokens: the prompt's, ` cat`, `!`

@@ -1,6 +1,7 @@
 """What must be equal for SAFE: itself, its host, its reference; and theorem 1 by brute force."""
 
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -200,6 +201,53 @@ def test_an_ensemble_never_breaks_a_character(wild: list[Member], make: type, ho
                 drafter.text(answer.token_ids[at:end]).decode()
                 groups += 1
     assert groups > 3
+
+
+@pytest.mark.parametrize("host", ["unite", "gac"])
+def test_copies_of_a_model_that_writes_anything_are_that_model(wild: list[Member], host: str) -> None:
+    """Half characters too: all copies want them, and so does the drafter."""
+    gate = {"gate": None} if host == "gac" else {}
+    a = byte_level("a", [], seed=9)
+    a = hushed(a, lambda text: isinstance(text, bytes)).member
+    copies = [a, renamed(a, "again"), renamed(a, "and again")]
+    alone = write(Safe([a]), PROMPTS)
+    for kind in ("none", "prefix", "geometric"):
+        every = write(AveragingAcross(copies, host=host, sharpening=kind, **gate), PROMPTS)
+        assert [each.token_ids for each in every] == [each.token_ids for each in alone]
+
+
+def test_ensembled_places_have_a_boundary_in_every_model(members: list[Member]) -> None:
+    """Found again from the finished answers: where a token was ensembled, every verifier begins one too."""
+    found = 0
+    for answer in write(Safe(members, draft_length=1), PROMPTS):
+        ids, drafter = answer.token_ids, members[0].pieces
+        for at, record in enumerate(answer.trace):
+            if record.verdict not in ENSEMBLED:
+                continue
+            text = drafter.text(ids[:at])
+            for verifier in members[1:]:
+                # the text so far ends with a token of the verifier's, whatever comes behind it
+                assert sum(len(verifier.pieces.text([id])) for id in verifier.pieces.encode(text)) == len(text)
+            found += 1
+    assert found
+
+
+@pytest.mark.parametrize("host", ["unite", "gac"])
+def test_sampling_follows_the_ensemble(host: str) -> None:
+    """One token, drawn many times, against Σ w P by chi-square; the drafter and the verifier differ much."""
+    one = scripted(byte_level("one", []), {"?": {"a": 0.6, "b": 0.25, "c": 0.1, "d": 0.05}})
+    two = scripted(with_fallback("two", list("abcd")), {"?": {"a": 0.1, "b": 0.3, "c": 0.1, "d": 0.5}})
+    gate = {"gate": None} if host == "gac" else {}
+    expected = dict(zip("abcd", (0.35, 0.275, 0.1, 0.275), strict=True))
+    draws = 600
+    answers = write(
+        Safe([one, two], host=host, **gate), ["?"] * draws, do_sample=True, temperature=1.0, max_new_tokens=1
+    )
+    counts = Counter(answer.text for answer in answers)
+    assert sum(counts[text] for text in expected) == draws
+    chi_square = sum((counts[text] - draws * p) ** 2 / (draws * p) for text, p in expected.items())
+    assert chi_square < 16.3  # p = 0.001 at three degrees of freedom
+    assert {answer.trace[0].verdict for answer in answers} == {"accepted", "replaced"}
 
 
 def test_ensembled_places_and_their_share(members: list[Member]) -> None:

@@ -44,6 +44,16 @@ def references(folders: dict[str, str]) -> dict[str, ModelReference]:
     ("changes", "message"),
     [
         ({"method": "save"}, r"method: unknown option 'save'; did you mean 'safe'\?"),
+        (
+            {"sharpening": False},
+            "sharpening: YAML reads off, no and false as a truth value, .* none, prefix, geometric",
+        ),
+        ({"method": True}, "method: YAML reads on, yes and true as a truth value, which is none of safe, averaging"),
+        ({"weights": {"one": True, "two": 1}}, r"weights.one: a number is needed, not a truth value \(got True\)"),
+        ({"draft_length": True}, r"draft_length: a number is needed, not a truth value \(got True\)"),
+        ({"threshold": False}, "threshold: a number is needed"),
+        ({"host": "gac", "gate": True}, "gate: a number is needed"),
+        ({"models": {"one": None, "two": "owner/two"}}, "models: 'one' is None; give a folder, a hub id, or"),
         ({"host": "unit"}, r"host: .*did you mean 'unite'\?"),
         ({"sharpening": "prefx"}, r"sharpening: .*did you mean 'prefix'\?"),
         ({"draft_lenght": 3}, "did you mean 'draft_length'"),
@@ -94,8 +104,13 @@ def test_a_missing_drafter_is_told_only_when_one_is_needed() -> None:
 
 def test_changes_come_before_the_file(tmp_path: Path) -> None:
     path = tiny_ensemble.write_file(tmp_path, FILE["models"], weights={"one": 1, "two": 1}, host="gac", gate=0.7)
-    settings = EnsembleSettings.read(path, {"weights": {"two": 3}, "draft_length": 2})
+    settings = EnsembleSettings.read(path, {"weights.two": 3, "draft_length": 2, "models.one.device": "cuda:7"})
     assert settings.weights == {"one": 1, "two": 3}
+    assert settings.models["one"] == ModelReference(model="owner/one", device="cuda:7")
+    with pytest.raises(SettingsError, match="'two' has none; give every model one"):
+        EnsembleSettings.read(path, {"weights": {"one": 3}})  # all of them are replaced
+    with pytest.raises(SettingsError, match=r"host\.deep: 'host' holds no options of its own; it is 'gac'"):
+        EnsembleSettings.read(path, {"host.deep": 1})
     assert (settings.draft_length, settings.gate, settings.host) == (2, 0.7, "gac")
     with pytest.raises(SettingsError, match=r"ensemble.yaml: .*did you mean 'draft_length'"):
         EnsembleSettings.read(path, {"draft_lengt": 2})
@@ -111,6 +126,11 @@ def test_a_team_file_is_told_apart(tmp_path: Path) -> None:
     assert is_ensemble_file("a/b.yaml")
     assert is_ensemble_file(Path("E.YML"))
     assert not is_ensemble_file("runs/team")
+
+
+def test_an_option_that_is_null_has_its_default() -> None:
+    nulls = dict.fromkeys(("draft_length", "sharpening", "threshold", "weights"))
+    assert EnsembleSettings.parse(FILE | nulls).keywords() == EnsembleSettings.parse(FILE).keywords()
 
 
 def test_options_alone_are_as_strict() -> None:

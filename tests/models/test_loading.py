@@ -82,6 +82,12 @@ def test_a_broken_config_or_tokenizer_is_refused(folder: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.parametrize("device", ["tpu", "cuda:77"])
+def test_an_unknown_device_names_what_there_is(folder: Path, device: str) -> None:
+    with pytest.raises(SettingsError, match=f"device: there is no '{device}' on this machine; there is cpu"):
+        load_model(folder, device=device)
+
+
 def test_an_unknown_dtype_names_the_nearest(folder: Path) -> None:
     with pytest.raises(SettingsError, match="did you mean 'bfloat16'"):
         load_model(folder, dtype="bflat16")

@@ -4,6 +4,7 @@ import pytest
 
 import tiny_ensemble
 from fusionroute.errors import PromptError
+from fusionroute.models.member import Member
 from fusionroute.models.opening import OpenedFormat, is_opened
 from fusionroute.models.prompt import CHAT_TEMPLATE, PromptFormat
 
@@ -24,6 +25,12 @@ def test_the_beginning_is_read_as_the_answer_is(name: str) -> None:
         plain.encode(BEGUN)
 
 
+def test_a_member_made_of_its_parts_goes_on_from_a_beginning_too() -> None:
+    made = tiny_ensemble.known("pieces")
+    member = Member.of("pieces", made.member.model, made.tokenizer, CHAT_TEMPLATE)
+    assert member.prompt.encode(BEGUN) == OpenedFormat(member.pieces, CHAT_TEMPLATE).encode(BEGUN)
+
+
 def test_messages_that_a_template_refuses_are_told_by_model() -> None:
     made = tiny_ensemble.known("other")
     made.tokenizer.chat_template = (
@@ -31,6 +38,8 @@ def test_messages_that_a_template_refuses_are_told_by_model() -> None:
     )
     opened = OpenedFormat(made.member.pieces, CHAT_TEMPLATE)
     assert opened.encode(ASKED)
+    assert not opened.refuses(ASKED)
+    assert opened.refuses([{"role": "system", "content": "be brief"}, *ASKED])
     with pytest.raises(PromptError, match=r"template of 'other' refuses these messages .*no system role"):
         opened.encode([{"role": "system", "content": "be brief"}, *ASKED])
 

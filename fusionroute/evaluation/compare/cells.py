@@ -53,10 +53,11 @@ def cells(settings: CompareSettings, drawn: Collection[str] = ()) -> Iterator[Ce
     """
     for name, entry in settings.methods.items():
         for seed in (None, *settings.seeds):
+            at_seed = entry if seed is None else entry.at(seed)
             for task in settings.tasks:
                 is_seeded = entry.is_seeded or settings.has_seeded_models or task.task in drawn
                 if is_seeded == (seed is not None):
-                    yield Cell(name, entry if seed is None else entry.at(seed), task, seed)
+                    yield Cell(name, at_seed, task, seed)
 
 
 def identity(cell: Cell, settings: CompareSettings, shared: Shared, questions: str) -> Record:
@@ -69,7 +70,7 @@ def identity(cell: Cell, settings: CompareSettings, shared: Shared, questions: s
         CheckpointError: a model is not there.
     """
     return {
-        "method": cell.entry.model_dump(mode="json"),
+        "method": cell.entry.conditions(),
         "models": fingerprints(cell.entry, shared),
         "scorer": cell.entry.scored_by(shared),
         "task": cell.task.model_dump(mode="json", exclude={"data"}),

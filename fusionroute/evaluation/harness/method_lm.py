@@ -110,6 +110,7 @@ class MethodLM(TemplateLM):
         self.seconds = 0.0
         self._device = method.runners[0].device
         self._members = method.members if isinstance(method, OfMembers) else ()  # with prompt formats of their own
+        self._smallest_context = min([self.max_length, *(member.context_length for member in self._members)])
         self._adds_bos = not _is_trained_without_bos(prompt)
         self._has_rendered = self._has_warned = False
         self._messages: dict[str, list[dict[str, str]]] = {}  # of which a rendered context was made
@@ -140,22 +141,32 @@ class MethodLM(TemplateLM):
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as one text. A template that knows no system role gets the messages without it, as in ``hf``."""
+        """Messages as one text. A template that knows no system role gets the messages without it, as in ``hf``.
+
+        Of several models all get them without, if the template of one refuses it: they are to be asked the same.
+        """
         self._has_rendered = True
-        text = self._rendered(chat_history, add_generation_prompt)
-        if self._members or chat_history[-1]["role"] != "assistant":
-            self._messages[text] = chat_history
+        messages = self._without_refused(chat_history, add_generation_prompt)
+        text = self._render(messages, add_generation_prompt)
+        if self._members or messages[-1]["role"] != "assistant":
+            self._messages[text] = messages
         return text
 
-    def _rendered(self, chat_history: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    def _without_refused(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> list[dict[str, str]]:
+        rest = [message for message in messages if message["role"] != "system"]
+        if len(rest) == len(messages):
+            return messages
+        asked = messages[:-1] if is_opened(messages) else messages
+        if refusing := [member.name for member in self._members if member.prompt.refuses(asked)]:
+            of = f"the chat template of {', '.join(map(repr, refusing))}"
+            warning_once(logger, f"{of} refuses the system message; it is left out for all models of the ensemble")
+            return rest
         try:
-            return self._render(chat_history, add_generation_prompt)
+            self._render(messages, add_generation_prompt)
         except jinja2.TemplateError:
-            rest = [message for message in chat_history if message["role"] != "system"]
-            if len(rest) == len(chat_history):
-                raise
             warning_once(logger, "the chat template refuses the system message; it is left out")
-            return self._render(rest, add_generation_prompt)
+            return rest
+        return messages
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template that `apply_chat_template` uses; lm-eval writes it into its results.
@@ -197,7 +208,8 @@ class MethodLM(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """Write all answers, batched continuously; those of equal requests (repeats) are drawn independently.
 
-        A context that leaves no room for the answer loses its beginning, unless models read it in several ways.
+        A context that leaves no room for the answer loses its beginning. Where models read it in several ways it is
+        refused instead, if for any of them; a warning counts answers that outgrow the context of one that reads along.
 
         Raises:
             SettingsError: a generation option that is unknown or out of range, or no room for any context.
@@ -227,6 +239,7 @@ class MethodLM(TemplateLM):
 
         new = dict(zip(missing, self._run([sequences[at] for at in missing], finished), strict=True))
         completions = [new[at] if at in new else known[key] for at, key in enumerate(keys)]
+        self._warn_of_outgrown_contexts(completions, [decoding for _, _, decoding in asked])
         for (context, _, _), completion in zip(asked, completions, strict=True):
             self.written[context].append(completion)
         return [
@@ -236,10 +249,10 @@ class MethodLM(TemplateLM):
 
     def _decoding(self, options: dict[str, Any]) -> Decoding:
         decoding = parse_decoding(options, self.tokenizer, self.max_new_tokens)
-        if decoding.settings.max_new_tokens >= self.max_length:
+        if decoding.settings.max_new_tokens >= self._smallest_context:
             raise SettingsError(
                 f"max_gen_toks={decoding.settings.max_new_tokens} leaves no room for a prompt: the smallest context of "
-                f"the models is {self.max_length}; lower it (gen_kwargs max_gen_toks=…)"
+                f"the models is {self._smallest_context}; lower it (gen_kwargs max_gen_toks=…)"
             )
         return decoding
 
@@ -253,7 +266,7 @@ class MethodLM(TemplateLM):
             room = self.max_length - decoding.settings.max_new_tokens
             cut += len(ids) > room
             if self._members:
-                self._check_context(context, len(ids), room)
+                self._check_context(context, ids, decoding.settings.max_new_tokens)
             settings = decoding.settings.model_copy(update={"seed": seed})
             sequence = self.engine.sequence(ids[-room:], settings, self._messages.get(context, context))
             sequence.eos_ids |= decoding.end_ids
@@ -268,13 +281,8 @@ class MethodLM(TemplateLM):
             return self._members[0].prompt.encode(self._messages[context])
         return self.tok_encode(context) or [self.prefix_token_id]
 
-    def _check_context(self, context: str, length: int, room: int) -> None:
+    def _check_context(self, context: str, ids: list[int], new_tokens: int) -> None:
         """Several models are to read the same question, each in its own format, and none of them half of it."""
-        if length > room:
-            raise PromptError(
-                f"the context {context[-40:]!r} has {length} tokens for {self._members[0].name!r} where {room} fit; "
-                "what one model of an ensemble loses the others would still read: ask for fewer new tokens or shots"
-            )
         prompt: Prompt | None = self._messages.get(context)
         formats = {member.name: member.prompt for member in self._members}
         named = [name for name, each in formats.items() if each.name is not None]
@@ -290,6 +298,21 @@ class MethodLM(TemplateLM):
                 f"{formats[leading[0]].lead!r} before every answer, so its models would not go on from the same text; "
                 "choose a task that leaves the answer to the models, or a named prompt format such as alpaca"
             )
+        self._check_room(context, ids, new_tokens)
+
+    def _check_room(self, context: str, ids: list[int], new_tokens: int) -> None:
+        drafter, *verifiers = self._members
+        prompt = self._messages.get(context, context)
+        lengths = {drafter.name: (len(ids), self.max_length)} | {
+            member.name: (len(member.prompt.encode(prompt)), member.context_length) for member in verifiers
+        }
+        for name, (length, limit) in lengths.items():
+            if length > limit - new_tokens:
+                raise PromptError(
+                    f"the context {context[-40:]!r} has {length} tokens for {name!r} where {limit - new_tokens} fit "
+                    f"beside {new_tokens} new ones; what one model of an ensemble loses the others would still read: "
+                    "ask for fewer new tokens or shots"
+                )
 
     def _run(self, sequences: list[Written], on_finish: Callable[[Written], None]) -> list[Completion]:
         began = time.perf_counter()
@@ -373,6 +396,22 @@ class MethodLM(TemplateLM):
                 "the models expect prompts in the format %r but get text as it is; apply_chat_template=True (on the "
                 "command line --apply_chat_template) applies it",
                 self.prompt and self.prompt.name,
+            )
+
+    def _warn_of_outgrown_contexts(self, completions: Sequence[Completion], decodings: Sequence[Decoding]) -> None:
+        """There was room for the answers in the drafter's tokens; the same text may be more tokens of another model."""
+        ended = sum(
+            completion.finish_reason == "length" and len(completion.token_ids) < decoding.settings.max_new_tokens
+            for completion, decoding in zip(completions, decodings, strict=True)
+        )
+        if self._members and ended:
+            contexts = ", ".join(f"{member.name!r}: {member.context_length}" for member in self._members[1:])
+            logger.warning(
+                "%d of %d answers end early, because their text fills the context of a model that reads along (%s); "
+                "ask for fewer new tokens or shots, or leave that model out",
+                ended,
+                len(completions),
+                contexts,
             )
 
     def _warn_of_processors(self) -> None:

@@ -61,7 +61,7 @@ class AveragingAcross(OfMembers):
     def step(self, sequences: ListLike[Sequence]) -> None:
         logits = self.drafter.read(sequences).logits[:, -1].float()
         own = choose_tokens(logits, sequences).tolist()
-        texts = [self.text(sequence.output_ids) for sequence in sequences]
+        texts = [self.text(sequence) for sequence in sequences]
         asking: list[int] = []
         for row, sequence in enumerate(sequences):
             self.drafted += not sequence.is_finished
@@ -90,11 +90,12 @@ class AveragingAcross(OfMembers):
         for row, end, heard in zip(rows, ends, said, strict=True):
             if heard is not None:
                 each[row].append(heard.logits[heard.rows[end]])
+            elif not asking[row].is_finished:  # the text fills this verifier's context
+                asking[row].finish("length")
 
     def _reason_not_to_ask(self, sequence: Sequence, text: bytes, logits: Tensor) -> str:
         """The verdict on a token that the drafter writes alone; "" where the others are asked."""
-        is_behind_lead = not text and any(reader.lead for reader in self.readers)  # see `Heard.rows`
-        if not self.readers or is_behind_lead or is_inside_character(text, len(text)):
+        if not self.readers or self.is_behind_lead(sequence, len(text)) or is_inside_character(text, len(text)):
             return "alone"
         gate = self.host.gate
         if gate is not None and float(tempered(logits, sequence.settings).softmax(-1).amax()) >= gate:

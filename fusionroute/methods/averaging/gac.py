@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fusionroute.errors import SettingsError
-from fusionroute.methods.averaging.host import Blend, shares, symbol_of_space
+from fusionroute.methods.averaging.host import Blend, may_be_written, shares, symbol_of_space
 from fusionroute.models.member import Member
 from fusionroute.models.vocabulary import UnionVocabulary
 
@@ -49,7 +49,11 @@ class Gac:
         each = torch.stack([self._mapped(member, own).to(device) for member, own in enumerate(logits)])
         self._symbols, self._ends = self._symbols.to(device), self._ends.to(device)
         self._targets = self._targets.to(device)
-        return Blend(self._symbols, each, torch.tensor(self.weights, device=device), self._ends, self._targets)
+        weights, allowed = (
+            torch.tensor(self.weights, device=device),
+            may_be_written(self._symbols, self.union, logits[0]),
+        )
+        return Blend(self._symbols, each, weights, self._ends, self._targets, allowed)
 
     def drafter_ids(self, symbol: int) -> list[int]:
         return self.union.drafter_ids(symbol)

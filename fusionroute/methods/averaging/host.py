@@ -15,7 +15,7 @@ from fusionroute.errors import SettingsError
 from fusionroute.models.member import Member
 from fusionroute.models.vocabulary import UnionVocabulary
 from fusionroute.ops.averaging import normalised_weights
-from fusionroute.ops.sampling import draw, filter_logits
+from fusionroute.ops.sampling import NEVER, draw, filter_logits
 from fusionroute.ops.sharpening import sharpen
 
 
@@ -29,6 +29,7 @@ class Blend:
         weights: w, ``[members]``, with sum 1.
         ends: int64 ``[candidates]``; those whose strings start with that of candidate i are i + 1 to ends[i] - 1.
         targets: bool ``[candidates]``, those that prefix sharpening may raise.
+        allowed: bool ``[candidates]``; see `may_be_written`.
     """
 
     symbols: Tensor
@@ -36,6 +37,7 @@ class Blend:
     weights: Tensor
     ends: Tensor
     targets: Tensor
+    allowed: Tensor
 
     @cached_property
     def average(self) -> Tensor:
@@ -95,7 +97,7 @@ def choose(blend: Blend, host: Host, sharpening: str = "none", threshold: float 
         threshold: λ, what a string needs before longer ones give it their mass.
     """
     sharpened = sharpen(sharpening, blend.average, blend.each, blend.weights, blend.ends, blend.targets, threshold)
-    return choice_at(blend, host, int(sharpened.argmax()))
+    return choice_at(blend, host, int(sharpened.masked_fill(~blend.allowed, NEVER).argmax()))
 
 
 def choose_by_chance(blend: Blend, host: Host, settings: GenerationSettings, number: float) -> Choice:
@@ -106,7 +108,8 @@ def choose_by_chance(blend: Blend, host: Host, settings: GenerationSettings, num
     Args:
         number: uniform in [0, 1).
     """
-    filtered = filter_logits(blend.average.log(), None, settings.top_k, settings.top_p, settings.min_p)
+    average = blend.average.log().masked_fill(~blend.allowed, NEVER)
+    filtered = filter_logits(average, None, settings.top_k, settings.top_p, settings.min_p)
     return choice_at(blend, host, int(draw(filtered[None], torch.tensor([number]))))
 
 
@@ -149,6 +152,21 @@ def ensemble_logprobs(
         return None, ()
     logprob, top = logprobs(wanted, blend.average.log(), place)
     return logprob, tuple((host.drafter_ids(int(blend.symbols[at]))[0], value) for at, value in top)
+
+
+def may_be_written(symbols: Tensor, union: UnionVocabulary, drafter: Tensor) -> Tensor:
+    """Whole characters and the end always; half a character or a special token where it is the drafter's first choice.
+
+    For then nothing is put into the drafter's mouth that it would not go on from.
+
+    Args:
+        symbols: candidates, ``[candidates]``.
+        drafter: its logits, ``[vocabulary]``.
+
+    Returns:
+        bool ``[candidates]``.
+    """
+    return (symbols <= union.end) | (symbols == union.symbol_of_id(0, int(drafter.argmax())))
 
 
 def shares(members: ListLike[Member], weights: ListLike[float] | None) -> tuple[float, ...]:

@@ -39,6 +39,7 @@ class Draft:
 
     sequence: Sequence
     view: View
+    length: int  # tokens that it is to have
     proposals: list[Proposal] = field(default_factory=list)
 
     @property
@@ -64,15 +65,13 @@ class Drafting:
 
     Args:
         runner: the drafter.
-        lead: what its chat template puts before an answer, which is no part of it.
         length: tokens of a draft. One that would end inside a character goes on until the character is complete: what
             half of it reads like in other tokens says nothing.
     """
 
-    def __init__(self, runner: AnyRunner, pieces: Pieces, lead: bytes, length: int):
+    def __init__(self, runner: AnyRunner, pieces: Pieces, length: int):
         self.runner = runner
         self.pieces = pieces
-        self.lead = lead
         self.length = length
         self.drafted = 0
         self._drafts: dict[Sequence, Draft] = {}
@@ -84,14 +83,28 @@ class Drafting:
             self._extend(short)
         return drafts
 
-    def text(self, draft: Draft) -> tuple[bytes, list[int]]:
-        """The answer with its draft, and where in it each drafted token starts (bytes)."""
+    def text(self, draft: Draft, lead: bytes) -> tuple[bytes, list[int]]:
+        """The answer with its draft, and where in it each drafted token starts (bytes).
+
+        Args:
+            lead: what the drafter's template puts before an answer, which is no part of it.
+        """
         written = self.pieces.text(draft.sequence.output_ids)
         drafted = [self.pieces.bytes_of[each] or b"" for each in draft.ids]
         text = b"".join([written, *drafted])
         starts = accumulate(map(len, drafted[:-1]), initial=len(written))
-        skipped = len(self.lead) if text.startswith(self.lead) else 0
+        skipped = len(lead) if text.startswith(lead) else 0
         return text[skipped:], [max(0, start - skipped) for start in starts]
+
+    def shorten(self, draft: Draft) -> None:
+        """Draft half as much from here on, because not all of it fits a verifier.
+
+        If one token (or one character, which is drafted whole) does not, the answer ends.
+        """
+        if draft.length == 1:
+            draft.sequence.finish("length")
+        draft.length = max(1, min(draft.length, len(draft.proposals)) // 2)
+        draft.proposals = draft.proposals[: draft.length]
 
     def drop(self, sequence: Sequence) -> None:
         """Forget what was written ahead."""
@@ -105,7 +118,7 @@ class Drafting:
     def _start(self, sequence: Sequence) -> Draft:
         if sequence not in self._drafts:
             prompt_ids = sequence.token_ids[: sequence.prompt_length]
-            self._drafts[sequence] = Draft(sequence, View(sequence, prompt_ids, sequence.max_length))
+            self._drafts[sequence] = Draft(sequence, View(sequence, prompt_ids, sequence.max_length), self.length)
         draft = self._drafts[sequence]
         answer_ids = sequence.output_ids + draft.ids
         self.runner.rollback(draft.view, draft.view.common_with(answer_ids))
@@ -116,7 +129,7 @@ class Drafting:
         has_ended = draft.sequence.is_finished or (draft.proposals and draft.proposals[-1].ends)
         if has_ended or len(draft.view) >= draft.sequence.max_length:
             return False
-        return len(draft.proposals) < self.length or self._is_inside_character(draft)
+        return len(draft.proposals) < draft.length or self._is_inside_character(draft)
 
     def _is_inside_character(self, draft: Draft) -> bool:
         tail = self.pieces.text(draft.view.token_ids[-4:])  # a character has four bytes at most

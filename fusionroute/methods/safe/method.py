@@ -9,7 +9,7 @@ from fusionroute.engine.members import OfMembers, Weights
 from fusionroute.engine.method import MakeRunner
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence, TraceRecord
-from fusionroute.engine.text_reader import Heard
+from fusionroute.engine.text_reader import Heard, lead_of
 from fusionroute.errors import SettingsError
 from fusionroute.methods.averaging.host import Choice, choose, ensemble_logprobs, tempered
 from fusionroute.methods.averaging.hosts import Gate, host_of
@@ -63,18 +63,27 @@ class Safe(OfMembers):
         self.host = host_of(host, self.members, self.weights, gate)
         self.sharpening = sharpening
         self.threshold = threshold
-        self._drafting = Drafting(self.drafter, self.members[0].pieces, self._lead, draft_length)
+        self._drafting = Drafting(self.drafter, self.members[0].pieces, draft_length)
 
     def step(self, sequences: ListLike[Sequence]) -> None:
         drafts = [draft for draft in self._drafting.draft(sequences) if not draft.sequence.is_finished]
         self.drafted = self._drafting.drafted
         running = [draft.sequence for draft in drafts]
-        texts, starts = zip(*map(self._drafting.text, drafts), strict=True) if drafts else ((), ())
-        since = [each[0] for each in starts]
-        said = [reader.read(running, texts, since) for reader in self.readers] if drafts else []
+        texts, starts = [], []
+        for draft in drafts:
+            text, places = self._drafting.text(draft, lead_of(self.members[0], draft.sequence))
+            texts.append(text)
+            starts.append(places)
+        since = [places[0] for places in starts]
+        said = [reader.read(running, texts, since) if drafts else [] for reader in self.readers]
         for at, draft in enumerate(drafts):
-            if not draft.sequence.is_finished:
-                self._settle(draft, starts[at], [heard for reader in said if (heard := reader[at]) is not None])
+            heard = [each for reader in said if (each := reader[at]) is not None]
+            if draft.sequence.is_finished:  # a model has failed on it
+                continue
+            if len(heard) < len(self.readers):
+                self._drafting.shorten(draft)
+            else:
+                self._settle(draft, starts[at], heard)
 
     def rollback(self, sequence: Sequence, length: int) -> None:
         self._drafting.drop(sequence)
@@ -84,14 +93,17 @@ class Safe(OfMembers):
         for reader in self.readers:
             reader.release(sequence)
 
-    def verify(self, proposal: Proposal, start: int, heard: ListLike[Heard], *, greedy: bool = True) -> Check:
+    def verify(self, sequence: Sequence, proposal: Proposal, start: int, heard: ListLike[Heard]) -> Check:
         """Whether a drafted token that starts at byte ``start`` of the answer is kept, and why."""
         found = alignment(proposal, start, heard, self.members[0].pieces)
         if found.verdict:
             return found
-        if greedy:
+        if self.is_behind_lead(sequence, start):
+            return Check("boundary")
+        if sequence.settings.is_greedy:
             return agreement(found, proposal, heard, self.weights, self.host.gate)
-        is_sure = self.host.gate is not None and proposal.largest >= self.host.gate
+        largest = float(tempered(proposal.logits, sequence.settings).softmax(-1).amax())
+        is_sure = self.host.gate is not None and largest >= self.host.gate
         return Check("gate", found.support, found.rows) if is_sure else found
 
     def _settle(self, draft: Draft, starts: list[int], heard: list[Heard]) -> None:
@@ -99,7 +111,7 @@ class Safe(OfMembers):
         sequence, proposals = draft.sequence, draft.proposals
         draft.proposals = []
         for at, (proposal, start) in enumerate(zip(proposals, starts, strict=True)):
-            check = self.verify(proposal, start, heard, greedy=sequence.settings.is_greedy)
+            check = self.verify(sequence, proposal, start, heard)
             logits = [proposal.logits, *(each.logits[row] for each, row in zip(heard, check.rows, strict=False))]
             choice = self._ensemble(sequence, proposal, logits) if not check.verdict else None
             if choice is None:

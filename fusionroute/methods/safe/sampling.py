@@ -21,13 +21,13 @@ def accept_or_draw(
         accept, redraw: two independent numbers, uniform in [0, 1).
     """
     ensemble = filter_logits(blend.average.log(), None, settings.top_k, settings.top_p, settings.min_p).softmax(-1)
-    drafter = _drafter(proposal, host, settings)
+    drafter = _drafter(proposal, host, settings).to(ensemble.device)
     symbol = host.union.symbol_of_id(0, proposal.id)
     ours = float(ensemble[blend.symbols == symbol].sum())
     if accept * float(drafter[symbol]) < ours:
         return None
-    rest = (ensemble - drafter[blend.symbols]).clamp(min=0)
-    wanted = rest if bool(rest.any()) else ensemble
+    rest = (ensemble - drafter[blend.symbols]).clamp(min=0) * blend.allowed
+    wanted = rest if bool(rest.any()) else ensemble * blend.allowed
     return choice_at(blend, host, int(draw(wanted.log()[None], torch.tensor([redraw]))))
 
 

@@ -48,7 +48,9 @@ class Pieces:
         settings = settings_of(tokenizer) if tokenizer.is_fast else None
         controls = control_tokens(tokenizer)
         tokens = spellings(tokenizer, settings)
-        self.vocabulary_size = self._size(tokens, vocabulary_size)
+        self.vocabulary_size = self._size([id for id in tokens if id not in controls], vocabulary_size)
+        controls = {id: spelling for id, spelling in controls.items() if id < self.vocabulary_size}
+        tokens = {id: token for id, token in tokens.items() if id < self.vocabulary_size}
         self.end_ids, self.end_id = self._ends(frozenset(eos_ids))
         self.control_ids = frozenset(controls) - self.end_ids
         self.bytes_of = self._written(tokens, settings, controls.keys() | self.end_ids)
@@ -88,14 +90,15 @@ class Pieces:
         id = self.id_of(piece)
         return self.encode(piece)[0] if id is None else id
 
-    def _size(self, tokens: dict[int, object], vocabulary_size: int | None) -> int:
-        needed = 1 + max([*tokens, *self.tokenizer.added_tokens_decoder], default=-1)
+    def _size(self, written: Collection[int], vocabulary_size: int | None) -> int:
+        """The model's rows; special tokens may lie beyond them, such as those of a sibling that sees images."""
+        needed = 1 + max(written, default=-1)
         if vocabulary_size is not None and vocabulary_size < needed:
             raise VocabularyError(
                 f"the tokenizer of {self.name!r} has ids up to {needed - 1} but the model only {vocabulary_size} "
                 "tokens; use the model's own tokenizer"
             )
-        return vocabulary_size or needed
+        return vocabulary_size or max([needed - 1, *self.tokenizer.added_tokens_decoder]) + 1
 
     def _ends(self, model_eos_ids: frozenset[int]) -> tuple[frozenset[int], int]:
         ends = frozenset(id for id in end_ids(self.tokenizer, model_eos_ids) if 0 <= id < self.vocabulary_size)
@@ -122,7 +125,8 @@ class Pieces:
         for id, token in tokens.items():
             written[id] = token if isinstance(token, bytes) else writer(str(token))
         for id, added in self.tokenizer.added_tokens_decoder.items():
-            written[id] = _added(added.content, writer) if added.normalized else added.content.encode()
+            if id < self.vocabulary_size:
+                written[id] = _added(added.content, writer)
         for id in silent:
             written[id] = None
         return [piece or None for piece in written]

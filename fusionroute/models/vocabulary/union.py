@@ -11,7 +11,7 @@ from torch import Tensor
 from fusionroute.models.vocabulary.cached import read_cached, write_cached
 from fusionroute.models.vocabulary.pieces import Pieces
 
-FORMAT = "1"  # of the file on disk
+FORMAT = "2"  # of the file on disk
 
 
 class UnionVocabulary:
@@ -19,8 +19,8 @@ class UnionVocabulary:
 
     Symbols 0 to n - 1 are the byte strings, valid UTF-8 and not empty, that some member has as a token, sorted by
     bytes. Then comes `end`, to which whatever ends an answer maps. Then come the drafter's own symbols: pieces that
-    are no complete characters, and special tokens that end nothing. What verifiers have of these is dropped: they have
-    no say in what only the drafter can write.
+    are no complete characters, which a verifier has too if it has the very same bytes as one token, and special tokens
+    that end nothing. What else verifiers have of these kinds is dropped.
 
     Attributes:
         size: number of symbols.
@@ -61,8 +61,8 @@ class UnionVocabulary:
         """The drafter's tokens for a symbol.
 
         Args:
-            whole: all of a string; else as UniTE does, the first of them alone, and only as many more as complete its
-                last character.
+            whole: all of a string; else as UniTE does, the first of them, with a lone space before it, and only as many
+                more as complete its last character.
         """
         if symbol == self.end:
             return [self.drafter.end_id]
@@ -79,7 +79,10 @@ class UnionVocabulary:
         return int(self.maps[member][id])
 
     def _first_complete(self, ids: list[int]) -> list[int]:
-        return next((ids[:count] for count in range(1, len(ids)) if is_complete(self.drafter.text(ids[:count]))), ids)
+        """As few as are whole characters, and more than a lone space."""
+        written = [self.drafter.text(ids[:count]) for count in range(1, len(ids))]
+        count = next((at for at, text in enumerate(written, 1) if text != b" " and is_complete(text)), len(ids))
+        return ids[:count]
 
     def _load(self, kept: dict[str, Tensor]) -> bool:
         """Take over what `_align` made; False if it is not whole."""
@@ -119,7 +122,7 @@ def _align(members: Sequence[Pieces]) -> dict[str, Tensor]:
     for_drafter = symbols | {piece: end + 1 + at for at, piece in enumerate(own_pieces)}
     special = {id: end + 1 + len(own_pieces) + at for at, id in enumerate(own_special)}
     maps = [_map(drafter, for_drafter, special, end, size)]
-    maps += [_map(member, symbols, {}, end, size) for member in members[1:]]
+    maps += [_map(member, for_drafter, {}, end, size) for member in members[1:]]
     is_drafters = torch.zeros(size + 1, dtype=torch.bool)
     is_drafters[maps[0]] = True
     return {

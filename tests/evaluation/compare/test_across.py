@@ -11,6 +11,7 @@ from rich.console import Console
 
 import tiny_ensemble
 from fusionroute.errors import CheckpointError, OutputExistsError, SettingsError, VocabularyError
+from fusionroute.evaluation.compare import cells
 from fusionroute.evaluation.compare.lineup import Shared
 from fusionroute.evaluation.compare.lineup.across import EveryTokenEntry, SafeEntry
 from fusionroute.evaluation.compare.run import compare
@@ -79,6 +80,8 @@ def cell(output: Path, method: str, task: str = "asks") -> dict[str, Any]:
         ({"method": "safe", "drafter": "bites"}, "drafter: .*did you mean 'bytes'"),
         ({"method": "gac", "drafter": "bytes", "experts": ["bytes", "peices"]}, "experts: .*did you mean 'pieces'"),
         ({"method": "unite", "drafter": "bytes", "experts": ["bytes"]}, "unite combines experts; name at least two"),
+        ({"method": "unite", "drafter": "bytes", "experts": []}, "unite combines experts; name at least two"),
+        ({"method": "unite", "drafter": "bytes", "experts": ["bytes", "bytes", "other"]}, "'bytes' stands 2 times"),
         ({"method": "unite", "drafter": "other", "experts": ["bytes", "pieces"]}, "drafter: unknown option 'other'"),
         ({"method": "unite", "drafter": "bytes", "gate": 0.5}, "gate is of host gac"),
         ({"method": "gac", "drafter": "bytes", "draft_length": 3}, "unknown option 'draft_length'"),
@@ -178,12 +181,57 @@ def test_a_file_says_everything(experts: dict[str, str], tasks: Path, tmp_path: 
     assert found[0] == found[1]
 
 
+def test_a_file_that_was_edited_makes_another_cell(experts: dict[str, str], tmp_path: Path) -> None:
+    def cell_now(**options: Any) -> tuple[cells.Cell, dict[str, Any]]:
+        path = tiny_ensemble.write_file(tmp_path, experts, **options)
+        settings = parsed(experts, methods={"m": {"method": "safe", "ensemble": str(path)}})
+        (made,) = cells.cells(settings)
+        return made, cells.identity(made, settings, settings.shared(None), "questions")
+
+    made, identity = cell_now(draft_length=5)
+    cells.write(made, tmp_path, {"identity": identity})
+    again, identity = cell_now(draft_length=5)
+    assert cells.kept(again, tmp_path, identity)
+    edited, identity = cell_now(draft_length=3)
+    with pytest.raises(OutputExistsError, match=r"method\.ensemble\.draft_length was 5, is now 3"):
+        cells.kept(edited, tmp_path, identity)
+
+
+def test_a_file_is_read_once_so_what_was_checked_is_what_is_built(experts: dict[str, str], tmp_path: Path) -> None:
+    path = tiny_ensemble.write_file(tmp_path, experts, host="gac", gate=0.25)
+    settings = parsed(experts, methods={"m": {"method": "safe", "ensemble": str(path)}}, tasks=["asks", "begins"])
+    first, second = cells.cells(settings)
+    assert first.entry is second.entry
+    first.entry.check(settings.shared(None))
+    path.write_text("of something else by now")
+    method: Any = second.entry.build(settings.shared(None), 0).method
+    assert method.host.gate == 0.25
+
+
+def test_a_file_may_have_models_for_every_seed_on_devices_of_their_own(experts: dict[str, str], tmp_path: Path) -> None:
+    for seed in (0, 1):
+        (tmp_path / str(seed)).symlink_to(Path(experts["bytes"]).parent)
+    seeded = {name: str(tmp_path / "{seed}" / name) for name in experts}
+    path = tiny_ensemble.write_file(tmp_path, {**seeded, "other": {"model": seeded["other"], "device": "meta"}})
+    settings = parsed(experts, methods={"m": {"method": "safe", "ensemble": str(path)}}, seeds=[0, 1])
+    found: list[Any] = list(cells.cells(settings))
+    assert [each.seed for each in found] == [0, 1]
+    for each in found:
+        own = settings.shared(each.seed)
+        each.entry.check(own)
+        assert each.entry._file.models["bytes"].model == str(tmp_path / str(each.seed) / "bytes")
+        devices = [each.entry._reference(name, own).device for name in experts]
+        assert devices == [None, None, "meta"]
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
         ("gac", {}, "has method safe, so it is not of the method gac"),
         ("unite", {"method": "averaging", "host": "gac"}, "has host gac, so it is not of the method unite"),
         ("safe", {"prompt": "alpaca"}, "has prompt 'alpaca' but the comparison uses 'chat_template'"),
+        ("safe", {"dtype": "bfloat16"}, "has dtype 'bfloat16' for model 'bytes' but the comparison uses None"),
+        ("safe", {"device": "cuda:7"}, "has device 'cuda:7' but the comparison uses 'cpu'"),
         ("safe", {"drafter": "left out"}, "drafter is missing"),
         ("safe", {"models": {"bytes": "bytes", "third": "bytes"}}, "has the model 'third', which is none of the comp"),
         ("safe", {"models": {"bytes": "bytes", "pieces": "other"}}, "model 'pieces' of ensemble .* is another than"),

@@ -11,9 +11,13 @@ import tiny_ensemble
 from fusionroute.errors import CheckpointError, PromptError, SettingsError
 from fusionroute.evaluation.harness import FusionRouteLM
 from fusionroute.evaluation.harness.answer_log import AnswerLog
+from fusionroute.evaluation.harness.method_lm import MethodLM
 from fusionroute.methods.averaging import AveragingAcross
+from fusionroute.methods.safe import Safe
 from fusionroute.methods.single import Single
 from fusionroute.models.loading import load_tokenizer
+from fusionroute.models.member import Member
+from tiny_members import scripted
 
 QUESTIONS = ["hello", "the <eos> worlds", "🙂"]
 OPTIONS = {"until": [], "max_gen_toks": 8}
@@ -105,6 +109,72 @@ def test_a_context_that_does_not_fit_is_refused_not_cut(file: Path) -> None:
     lm = FusionRouteLM(team=str(file), batch_size="auto")
     with pytest.raises(PromptError, match="others would still read"):
         write(lm, *rendered(lm, "x" * 200))
+
+
+ASKED = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+def wordy() -> list[Member]:
+    """A drafter that writes " world" for ever, and one that reads along: to it the same is several tokens."""
+    says = {b" world": 1.0}
+    drafter = scripted(tiny_ensemble.known("bytes"), {b":": says, b" world": says})
+    made = {"bytes": drafter, "other": tiny_ensemble.known("other")}
+    return [Member.of(name, each.member.model, each.tokenizer, "chat_template") for name, each in made.items()]
+
+
+def wordy_lm(members: list[Member], room: int) -> MethodLM:
+    """With so much room in the second one's context for the answer to `ASKED`."""
+    drafter, reader = members
+    reader.model.config.max_position_embeddings = len(reader.prompt.encode(ASKED)) + room
+    return MethodLM(Safe(members, weights=[99, 1]), drafter.pieces.tokenizer, prompt=drafter.prompt)
+
+
+def test_every_models_context_has_room_for_question_and_answer(wordy: list[Member]) -> None:
+    lm = wordy_lm(wordy, room=7)
+    with pytest.raises(PromptError, match=r"tokens for 'other' where \d+ fit beside 8 new ones"):
+        write(lm, lm.apply_chat_template(ASKED))
+    wordy[1].model.config.max_position_embeddings = 8
+    lm = MethodLM(lm.method, lm.tokenizer, prompt=lm.prompt)
+    with pytest.raises(SettingsError, match="the smallest context of the models is 8"):
+        write(lm, lm.apply_chat_template(ASKED))
+
+
+def test_answers_that_another_models_context_ends_are_counted(
+    wordy: list[Member], caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = wordy_lm(wordy, room=100)
+    assert write(lm, lm.apply_chat_template(ASKED)) == [" world" * 8]
+    assert "end early" not in caplog.text
+    lm = wordy_lm(wordy, room=8)
+    (answer,) = write(lm, lm.apply_chat_template(ASKED))
+    assert len(answer) < len(" world" * 8)
+    assert "1 of 1 answers end early" in caplog.text
+    assert f"reads along ('other': {wordy[1].context_length})" in caplog.text
+
+
+def test_a_system_message_that_one_model_cannot_read_is_left_out_for_all(
+    file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = tiny_ensemble.known("other")
+    made.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + tiny_ensemble.TEMPLATES["other"]
+    )
+    made.member.model.save_pretrained(tmp_path / "strict")
+    made.tokenizer.save_pretrained(tmp_path / "strict")
+    models = {"bytes": str(file.parent / "bytes"), "strict": str(tmp_path / "strict")}
+    path = tiny_ensemble.write_file(tmp_path, models, device="cpu")
+    lm: Any = FusionRouteLM(team=str(path), batch_size="auto")
+    asked = [[{"role": "system", "content": "Be kind."}, {"role": "user", "content": q}] for q in ("hello", "the")]
+    contexts = [lm.apply_chat_template(messages) for messages in asked]
+    assert contexts == rendered(lm, "hello", "the")
+    assert len(write(lm, *contexts)) == 2
+    assert caplog.text.count("template of 'strict' refuses the system message; it is left out for all models") == 1
+    begun = [*asked[0], {"role": "assistant", "content": "the worlds"}]
+    assert "Be kind." not in lm.apply_chat_template(begun, add_generation_prompt=False)
+    plain: Any = FusionRouteLM(team=str(file), batch_size="auto")
+    assert "Be kind." in plain.apply_chat_template(asked[0])
 
 
 def test_a_task_that_begins_answers_needs_templates_that_put_nothing_before_them(file: Path, tmp_path: Path) -> None:

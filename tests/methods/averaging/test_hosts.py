@@ -74,8 +74,11 @@ def key_of(known: Known, token: int) -> Key | None:
     return None if text is None else ("special", text)
 
 
-def may_say(member: int, key: Key | None) -> bool:
-    return key is not None and (member == 0 or not isinstance(key, tuple))
+def may_say(member: int, key: Key | None, drafter: Known) -> bool:
+    """Specials are the drafter's own; of half characters a verifier may say those that the drafter has too."""
+    if key is None or member == 0 or not isinstance(key, tuple):
+        return key is not None
+    return key[0] == "half" and key[1] in drafter.writes
 
 
 def gac_by_hand(known: Sequence[Known], said: Sequence[Sequence[float]], shares: Sequence[float]) -> dict[Key, float]:
@@ -84,47 +87,75 @@ def gac_by_hand(known: Sequence[Known], said: Sequence[Sequence[float]], shares:
         total = math.fsum(math.exp(logit) for logit in logits)
         for token, logit in enumerate(logits):
             key = key_of(each, token)
-            if may_say(member, key):
+            if may_say(member, key, known[0]):
                 found[key] += share * math.exp(logit) / total
     return dict(found)
 
 
-def likeliest_by_hand(known: Known, logits: Sequence[float], member: int) -> dict[Key, float]:
-    usable = [token for token in range(len(logits)) if may_say(member, key_of(known, token))]
+def likeliest_by_hand(
+    known: Known, logits: Sequence[float], member: int, drafter: Known
+) -> tuple[dict[Key, float], list[float]]:
+    """What the member's likeliest tokens write, and the logits of those among them that it may not say."""
     found: dict[Key, float] = {}
-    for token in sorted(usable, key=lambda token: -logits[token])[:TOP]:
-        found.setdefault(key_of(known, token), logits[token])
-    return found
+    lost: list[float] = []
+    for token in sorted(range(len(logits)), key=lambda token: -logits[token])[:TOP]:
+        key = key_of(known, token)
+        if may_say(member, key, drafter):
+            found.setdefault(key, logits[token])
+        else:
+            lost.append(logits[token])
+    if END in found:
+        found[END] = ending_by_hand(known, logits)
+    return found, lost
+
+
+def ending_by_hand(known: Known, logits: Sequence[float]) -> float:
+    return math.log(math.fsum(math.exp(logits[end]) for end in known.ends))
 
 
 def unite_by_hand(known: Sequence[Known], said: Sequence[Sequence[float]], shares: Sequence[float]) -> dict[Key, float]:
-    likeliest = [likeliest_by_hand(each, said[member], member) for member, each in enumerate(known)]
-    found: dict[Key, float] = dict.fromkeys((key for own in likeliest for key in own), 0.0)
+    likeliest = [likeliest_by_hand(each, said[member], member, known[0]) for member, each in enumerate(known)]
+    found: dict[Key, float] = dict.fromkeys((key for own, _ in likeliest for key in own), 0.0)
     for member, (each, logits, share) in enumerate(zip(known, said, shares, strict=True)):
+        own, lost = likeliest[member]
         scores = {}
         for key in found:
-            if key in likeliest[member]:
-                scores[key] = likeliest[member][key]
+            if key in own:
+                scores[key] = own[key]
             elif key == END:
-                scores[key] = max(logits[end] for end in each.ends)
+                scores[key] = ending_by_hand(each, logits)
             elif isinstance(key, bytes):
                 scores[key] = logits[token_by_hand(each, key)]
-        total = math.fsum(math.exp(score) for score in scores.values())
+            elif key[0] == "half" and key[1] in each.writes:
+                scores[key] = logits[each.writes.index(key[1])]
+        total = math.fsum(math.exp(score) for score in [*scores.values(), *lost])
         for key, score in scores.items():
             found[key] += share * math.exp(score) / total
     return found
 
 
+def best_by_hand(found: Mapping[Key, float], drafter: Known, logits: Sequence[float]) -> Key:
+    """The likeliest that may be written: half a character or a special only as the drafter's own first choice."""
+    own = key_of(drafter, max(range(len(logits)), key=logits.__getitem__))
+    allowed = [key for key in found if not isinstance(key, tuple) or key == own]
+    return max(allowed, key=found.__getitem__)
+
+
 def token_by_hand(known: Known, text: bytes) -> int:
-    """The one that the tokenizer reads, else one that writes it though it is never read, else the first of several."""
+    """The one that the tokenizer reads, else one that writes it though it is never read, else the first of several.
+
+    A lone space in front of others says nothing of them.
+    """
     read = known.ids(text.decode())
-    return known.writes.index(text) if len(read) > 1 and text in known.writes else read[0]
+    if len(read) > 1 and text in known.writes:
+        return known.writes.index(text)
+    return read[1] if len(read) > 1 and known.writes[read[0]] == b" " else read[0]
 
 
 def targets_by_hand(kind: type, drafter: Known, logits: Sequence[float]) -> set[bytes]:
     """Who may gain by prefix sharpening: strings of the drafter's, in UniTE its likeliest; never a lone space."""
     everything = {key_of(drafter, token) for token in range(len(drafter.writes))}
-    return strings_in(everything if kind is Gac else set(likeliest_by_hand(drafter, logits, 0))) - {b" "}
+    return strings_in(everything if kind is Gac else set(likeliest_by_hand(drafter, logits, 0, drafter)[0])) - {b" "}
 
 
 def strings_in(keys: set[Key | None]) -> set[bytes]:
@@ -180,7 +211,7 @@ def test_a_host_agrees_with_dictionaries(kind: type, count: int, weights: tuple[
     assert strings_in(targets) == targets_by_hand(kind, known[0], said[0])
 
     choice = choose(blend, host)
-    best = max(expected, key=expected.__getitem__)
+    best = best_by_hand(expected, known[0], said[0])
     assert name_of(choice.symbol, host, known[0]) == best
     log_probability = math.log(expected[best] / sum(expected.values()))
     logprob, _ = ensemble_logprobs(host, 0, choice.symbol, [torch.tensor(own) for own in said])
@@ -198,10 +229,10 @@ def test_prefix_sharpening_agrees_with_dictionaries(kind: type, threshold: float
         said = spoken(known, 100 + seed)
         average = BY_HAND[kind](known, said, [0.5, 0.3, 0.2])
         expected = sharpened_by_hand(average, targets_by_hand(kind, known[0], said[0]), threshold)
-        best = max(expected, key=expected.__getitem__)
+        best = best_by_hand(expected, known[0], said[0])
         choice = choose(host.blend([torch.tensor(own) for own in said]), host, "prefix", threshold)
         assert name_of(choice.symbol, host, known[0]) == best
-        moved += best != max(average, key=average.__getitem__)
+        moved += best != best_by_hand(average, known[0], said[0])
     assert moved, "no case in which sharpening matters"
 
 
@@ -214,8 +245,8 @@ def test_geometric_sharpening_agrees_with_dictionaries(kind: type) -> None:
         each = [BY_HAND[kind](known, said, [float(at == member) for at in range(2)]) for member in range(2)]
         average = {key: (2 * each[0].get(key, 0) + each[1].get(key, 0)) / 3 for key in each[0].keys() | each[1].keys()}
         product = {key: each[0].get(key, 0) ** (2 / 3) * each[1].get(key, 0) ** (1 / 3) for key in average}
-        plain = max(average, key=average.__getitem__)
-        best = plain if average[plain] >= 0.5 else max(product, key=product.__getitem__)
+        plain = best_by_hand(average, known[0], said[0])
+        best = plain if max(average.values()) >= 0.5 else best_by_hand(product, known[0], said[0])
         choice = choose(host.blend([torch.tensor(own) for own in said]), host, "geometric")
         assert name_of(choice.symbol, host, known[0]) == best
         moved += best != plain
@@ -260,9 +291,10 @@ def test_every_members_end_is_the_drafters(kind: type) -> None:
             assert choose(host.blend(sure_of(known, member, end)), host).ids == [drafters_end]
 
 
-def test_ends_add_up_over_spellings() -> None:
-    """No end is likeliest by itself; together they are. UniTE has one score for them, GaC their sum."""
-    host, known = made(Gac, 3, (1, 1, 1))
+@pytest.mark.parametrize("kind", [Gac, Unite])
+def test_ends_add_up_over_spellings(kind: type) -> None:
+    """No end is likeliest by itself; together they are."""
+    host, known = made(kind, 3, (1, 1, 1))
     said = [torch.full((len(each.writes),), -20.0) for each in known]
     for own, each in zip(said, known, strict=True):
         own[each.writes.index(b"the")] = 1.5
@@ -273,18 +305,21 @@ def test_ends_add_up_over_spellings() -> None:
 
 
 @pytest.mark.parametrize("kind", [Gac, Unite])
-def test_verifiers_have_no_say_in_what_only_the_drafter_can_write(kind: type) -> None:
-    host, known = made(kind, 2, (1, 1))
+@pytest.mark.parametrize("is_drafters_choice", [True, False])
+def test_half_a_character_is_written_only_where_the_drafter_would(kind: type, is_drafters_choice: bool) -> None:
+    host, known = made(kind, 2, (1, 3))
     half = known[0].writes.index(b"\xed")
     said = [torch.zeros(len(each.writes)) for each in known]
-    said[0][half] = 30.0
+    said[0][half], said[0][known[0].writes.index(b"the")] = (11.0, 10.0) if is_drafters_choice else (10.0, 11.0)
     said[1][known[1].writes.index(b"\xed")] = 30.0
-    said[1][known[1].writes.index("<unk>")] = 29.0
+    said[1][known[1].writes.index("<unk>")] = 28.0
     blend = host.blend(said)
     found = by_key(blend, host, known[0])
-    assert found[("half", b"\xed")] == pytest.approx(0.5, abs=1e-4), "w_d P_d, nothing from the verifier"
+    assert found[("half", b"\xed")] > 0.65, "both models say it"
     assert ("special", "<unk>") not in found
-    assert blend.each[1][blend.symbols > host.union.end].eq(0).all()
+    assert float(blend.each[1].sum()) == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-4), "what it may not say is lost"
+    best = name_of(choose(blend, host).symbol, host, known[0])
+    assert best == (("half", b"\xed") if is_drafters_choice else b"the")
 
 
 @pytest.mark.parametrize("kind", [Gac, Unite])

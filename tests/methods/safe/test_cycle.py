@@ -8,6 +8,7 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import Engine
 from fusionroute.engine.sequence import ENSEMBLED
 from fusionroute.errors import PromptError, SettingsError
+from fusionroute.methods.averaging.every_token import AveragingAcross
 from fusionroute.methods.safe import Safe
 from fusionroute.methods.single import Single
 from fusionroute.models.member import Member
@@ -197,8 +198,33 @@ def test_a_prompt_too_long_for_a_verifier_is_refused_before_it_is_queued(members
         write(Safe([members[0], tall]), ["x" * 17])
 
 
-def test_an_answer_ends_where_a_verifiers_context_does(members: list[Member]) -> None:
+@pytest.mark.parametrize("make", [Safe, AveragingAcross])
+@pytest.mark.parametrize("prompt", range(8, 14))
+def test_an_answer_fills_the_smallest_context(make: type, prompt: int) -> None:
+    """Not a token less, wherever in a draft that is."""
+    drafter = hushed(byte_level("d", [], seed=5)).member
     tall = byte_level("tall", [], seed=4, max_position_embeddings=32).member
-    (answer,) = write(Safe([members[0], tall]), ["x" * 10])
-    assert answer.finish_reason == "length"
-    assert len(members[0].pieces.text(answer.token_ids)) <= 22
+    (answer,) = write(make([drafter, tall]), ["x" * prompt])
+    if answer.finish_reason == "length":
+        assert len(drafter.pieces.text(answer.token_ids)) == 32 - prompt
+
+
+LEAD = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}"
+    "{% else %}{{ ' ' + m['content'] + '</s>' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("make", [Safe, AveragingAcross])
+def test_nothing_is_compared_where_a_template_puts_a_space_before_answers(make: type, host: str) -> None:
+    """As Mistral's does: ` The` of the one and `The` of the other are the same beginning, and no strings to average."""
+    known = with_fallback("d", [" The", " It"])
+    known.tokenizer.chat_template = LEAD
+    table = {"?": {" The": 0.45, " It": 0.4}, " The": {"</s>": 0.9}, " It": {"</s>": 0.9}}
+    drafter = scripted(known, table)
+    drafter = Member.of("d", drafter.model, known.tokenizer, "chat_template")
+    verifier = scripted(byte_level("v", ["The", "It"]), {"?": {"It": 0.9}, "It": {"<eos>": 0.9}, "The": {"<eos>": 0.9}})
+    (answer,) = write(make([drafter, verifier], host=host, **({"gate": None} if host == "gac" else {})), ["?"])
+    assert drafter.pieces.text(answer.token_ids) == b" The"
+    assert answer.trace[0].verdict in ("boundary", "alone")

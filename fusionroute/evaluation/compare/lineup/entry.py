@@ -39,6 +39,10 @@ class Entry(Settings):
         """The entry for one seed: ``{seed}`` filled in."""
         return type(self).model_validate(filled(self.model_dump(exclude_unset=True), seed))
 
+    def conditions(self) -> dict[str, Any]:
+        """What its answers depend on beside the models, as JSON; another for any change of it."""
+        return self.model_dump(mode="json")
+
     def problem(self, experts: Mapping[str, ModelReference], base: ModelReference | None) -> str | None:
         """What is wrong with it beside these experts; None if nothing is."""
         return None
