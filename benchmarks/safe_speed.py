@@ -280,7 +280,7 @@ def render(results: dict) -> str:
     ]
     for pair in PARTS:
         for name, values in results.get(pair, {}).items():
-            if "shares of tokens" in values:
+            if isinstance(values, dict) and "shares of tokens" in values:
                 lines.append(f"| {pair} | {name} | {_cells(values)} |")
     return "\n".join(lines)
 
