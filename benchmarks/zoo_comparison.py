@@ -41,22 +41,22 @@ AVERAGE = "average"
 
 
 def main() -> None:
-    options = _options()
+    options = parsed_options((__doc__ or "").splitlines()[0])
     try:
         if options.part == "render":
             print(render(json.loads(RESULTS.read_text(encoding="utf-8"))))
         elif options.part == "measure":
-            measure(overwrite=options.overwrite)
+            measure(CONFIG, RUNS / "results", RESULTS, overwrite=options.overwrite)
         elif options.seed is not None:
             train_seed(options.seed)
         else:
-            train_all(options.workers)
+            train_all(__file__, CONFIG, options.workers)
     except FusionRouteError as error:
         sys.exit(f"error: {error}")
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def parsed_options(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("part", choices=["train", "measure", "render"])
     parser.add_argument("--workers", type=int, default=2, help="seeds trained at once, one core each")
     parser.add_argument("--seed", type=int, help="train this one alone (what the workers do)")
@@ -64,15 +64,15 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train_all(workers: int) -> None:
-    """Every seed in a process of its own."""
+def train_all(script: str, config: Path, workers: int) -> None:
+    """Every seed of a comparison in a process of its own, which calls ``script`` again."""
 
     def work(seed: int) -> None:
-        command = [sys.executable, __file__, "train", "--seed", str(seed)]
+        command = [sys.executable, script, "train", "--seed", str(seed)]
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, CompareSettings.from_yaml(CONFIG).seeds))
+        list(pool.map(work, CompareSettings.from_yaml(config).seeds))
 
 
 def train_seed(seed: int) -> None:
@@ -93,21 +93,20 @@ def fine_tuned_settings(team: Path, seed: int) -> TrainSettings:
     return TrainSettings.parse(values | {"method": "fine_tuned", "pairs": None})
 
 
-def measure(*, overwrite: bool) -> None:
-    """The comparison on one core, so that times of methods are those of the same machine."""
-    if RESULTS.exists() and not overwrite:
-        raise OutputExistsError(f"{RESULTS} exists; give --overwrite to replace it")
+def measure(config: Path, output: Path, results: Path, *, overwrite: bool) -> None:
+    """A comparison on one core, so that times of methods are those of the same machine."""
+    if results.exists() and not overwrite:
+        raise OutputExistsError(f"{results} exists; give --overwrite to replace it")
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
-    settings = CompareSettings.from_yaml(CONFIG)
+    settings = CompareSettings.from_yaml(config)
     with RichProgress(Console(highlight=False)) as progress:
-        output = RUNS / "results"
-        command = f"fusionroute evaluate {CONFIG} --output {output}"
+        command = f"fusionroute evaluate {config} --output {output}"
         record = compare(settings, output, progress=progress, overwrite=overwrite, command=command)
     if record["failed"]:
         raise FusionRouteError(f"{len(record['failed'])} cells failed; the first: {record['failed'][0]}")
-    write_json(RESULTS, record)
-    print(f"{RESULTS} is written")
+    write_json(results, record)
+    print(f"{results} is written")
 
 
 def render(record: Mapping[str, Any]) -> str:
@@ -118,16 +117,16 @@ def render(record: Mapping[str, Any]) -> str:
     columns = [task.removeprefix("zoo_").replace("_", " ") for task in tasks]
     return "\n".join(
         [
-            *_head(["right answers, %", "one expert's tasks", "mixed", "unknown", "average (95 % interval)"]),
+            *head(["right answers, %", "one expert's tasks", "mixed", "unknown", "average (95 % interval)"]),
             *(_kinds_row(name, accuracy[name]) for name in [*order, *record["bounds"]]),
             "",
-            *_head(["right answers, %", *columns, "average (95 % interval)"]),
+            *head(["right answers, %", *columns, "average (95 % interval)"]),
             *(_quality_row(name, accuracy[name], tasks) for name in [*order, *record["bounds"]]),
             "",
-            *_head([f"{reference} minus", "points (95 % interval)", "p", "p after Holm"]),
-            *(_gain_row(name, record["differences"][name][AVERAGE]) for name in order if name != reference),
+            *head([f"{reference} minus", "points (95 % interval)", "p", "p after Holm"]),
+            *(gain_row(name, record["differences"][name][AVERAGE]) for name in order if name != reference),
             "",
-            *_head(["method", "tokens read per token written", "by model", "time per token", "weights + cache, MiB"]),
+            *head(["method", "tokens read per token written", "by model", "time per token", "weights + cache, MiB"]),
             *(_cost_row(name, record["cost"][name], base) for name in order),
             "",
             _made(record, accuracy[reference][AVERAGE]["n"]),
@@ -148,15 +147,15 @@ def _made(record: Mapping[str, Any], questions: int) -> str:
 def _kinds_row(name: str, found: Mapping[str, Any]) -> str:
     kinds = {kind: tasks for kind, tasks in task_kinds().items() if kind != "all"}
     means = [fmean(found[f"zoo_{task}"]["value"] for task in tasks) for tasks in kinds.values()]
-    return _row([name, *map(_percent, means), _interval(found[AVERAGE])])
+    return row([name, *map(_percent, means), interval(found[AVERAGE])])
 
 
 def _quality_row(name: str, found: Mapping[str, Any], tasks: Sequence[str]) -> str:
-    return _row([name, *(_percent(found[task]["value"]) for task in tasks), _interval(found[AVERAGE])])
+    return row([name, *(_percent(found[task]["value"]) for task in tasks), interval(found[AVERAGE])])
 
 
-def _gain_row(name: str, gain: Mapping[str, float]) -> str:
-    return _row([name, _interval(gain, "+"), f"{gain['p']:.4f}", f"{gain['p_adjusted']:.4f}"])
+def gain_row(name: str, gain: Mapping[str, float]) -> str:
+    return row([name, interval(gain, "+"), f"{gain['p']:.4f}", f"{gain['p_adjusted']:.4f}"])
 
 
 def _cost_row(name: str, cost: Mapping[str, Any], base: float) -> str:
@@ -164,14 +163,14 @@ def _cost_row(name: str, cost: Mapping[str, Any], base: float) -> str:
     each = ", ".join(f"{model} {count:.2f}" for model, count in read.items())
     memory = (cost["peak_memory"]["weights"] + cost["peak_memory"]["cache"]) / 2**20
     time = f"{cost['seconds_per_token'] / base:.2f}"
-    return _row([name, f"{sum(read.values()):.2f}", each if len(read) > 1 else "", time, f"{memory:.1f}"])
+    return row([name, f"{sum(read.values()):.2f}", each if len(read) > 1 else "", time, f"{memory:.1f}"])
 
 
-def _head(names: list[str]) -> list[str]:
-    return [_row(names), _row(["---"] * len(names))]
+def head(names: list[str]) -> list[str]:
+    return [row(names), row(["---"] * len(names))]
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
@@ -179,7 +178,7 @@ def _percent(value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}z.0f}"
 
 
-def _interval(estimate: Mapping[str, float], sign: str = "") -> str:
+def interval(estimate: Mapping[str, float], sign: str = "") -> str:
     value, low, high = (_percent(estimate[key], sign) for key in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 

@@ -12,7 +12,7 @@ from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence, TraceRecord
 from fusionroute.engine.text_reader import TextReader, is_inside_character
 from fusionroute.errors import SettingsError
-from fusionroute.methods.averaging.host import Blend, Choice, choose, choose_by_chance, ensemble_logprobs, tempered
+from fusionroute.methods.averaging.host import Blend, Choice, append_choice, choose, choose_by_chance, tempered
 from fusionroute.methods.averaging.hosts import Gate, host_of
 from fusionroute.models.member import Member
 from fusionroute.ops.sampling import uniform
@@ -114,24 +114,17 @@ class AveragingAcross(OfMembers):
         choice = self._choose(blend, sequence)
         # what the drafter would write itself stands as it is, though other tokens may write the same
         ids = [own] if self.host.union.symbol_of_id(0, own) == choice.symbol else choice.ids
-        logprob, top = ensemble_logprobs(self.host, sequence.settings.logprobs, choice.symbol, each)
-        expert = self.members[choice.member].name
-        verdict = "ensembled" if ids[0] == own else "replaced"
         self.kept += ids[0] == own
-        sequence.append(
-            TraceRecord(
-                ids[0],
-                expert,
-                self.weights,
-                logprob=logprob,
-                top_logprobs=top,
-                verdict=verdict,
-                support=choice.support,
-            )
+        append_choice(
+            sequence,
+            self.host,
+            choice,
+            ids,
+            expert=self.members[choice.member].name,
+            verdict="ensembled" if ids[0] == own else "replaced",
+            support=choice.support,
+            logits=each,
         )
-        certain = None if logprob is None else 0.0
-        for token in ids[1:]:
-            sequence.append(TraceRecord(token, expert, self.weights, logprob=certain, verdict="continued"))
 
     def _choose(self, blend: Blend, sequence: Sequence) -> Choice:
         if sequence.settings.is_greedy:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.choice import logprobs
+from fusionroute.engine.sequence import Sequence, TraceRecord
 from fusionroute.errors import SettingsError
 from fusionroute.models.member import Member
 from fusionroute.models.vocabulary import UnionVocabulary
@@ -152,6 +153,32 @@ def ensemble_logprobs(
         return None, ()
     logprob, top = logprobs(wanted, blend.average.log(), place)
     return logprob, tuple((host.drafter_ids(int(blend.symbols[at]))[0], value) for at, value in top)
+
+
+def append_choice(
+    sequence: Sequence,
+    host: Host,
+    choice: Choice,
+    ids: ListLike[int],
+    *,
+    expert: str,
+    verdict: str,
+    support: tuple[float, ...],
+    logits: ListLike[Tensor],
+) -> None:
+    """Append the tokens of a choice; what they come to stands at the first of them, the others are certain.
+
+    Args:
+        ids: the drafter's tokens for it.
+        logits: of each member, before temperature.
+    """
+    logprob, top = ensemble_logprobs(host, sequence.settings.logprobs, choice.symbol, logits)
+    sequence.append(
+        TraceRecord(ids[0], expert, host.weights, logprob=logprob, top_logprobs=top, verdict=verdict, support=support)
+    )
+    certain = None if logprob is None else 0.0
+    for token in ids[1:]:
+        sequence.append(TraceRecord(token, expert, host.weights, logprob=certain, verdict="continued"))
 
 
 def may_be_written(symbols: Tensor, union: UnionVocabulary, drafter: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence, TraceRecord
 from fusionroute.engine.text_reader import Heard, lead_of
 from fusionroute.errors import SettingsError
-from fusionroute.methods.averaging.host import Choice, choose, ensemble_logprobs, tempered
+from fusionroute.methods.averaging.host import Choice, append_choice, choose, tempered
 from fusionroute.methods.averaging.hosts import Gate, host_of
 from fusionroute.methods.safe.drafting import Draft, Drafting, Proposal
 from fusionroute.methods.safe.sampling import accept_or_draw
@@ -157,20 +157,13 @@ class Safe(OfMembers):
         check: Check,
         logits: ListLike[Tensor],
     ) -> None:
-        """Append the tokens of a choice; what they come to stands at the first of them."""
-        expert = self.members[choice.member].name
-        logprob, top = ensemble_logprobs(self.host, sequence.settings.logprobs, choice.symbol, logits)
-        sequence.append(
-            TraceRecord(
-                ids[0],
-                expert,
-                self.weights,
-                logprob=logprob,
-                top_logprobs=top,
-                verdict=verdict,
-                support=check.support,
-            )
+        append_choice(
+            sequence,
+            self.host,
+            choice,
+            ids,
+            expert=self.members[choice.member].name,
+            verdict=verdict,
+            support=check.support,
+            logits=logits,
         )
-        certain = None if logprob is None else 0.0
-        for token in ids[1:]:
-            sequence.append(TraceRecord(token, expert, self.weights, logprob=certain, verdict="continued"))
