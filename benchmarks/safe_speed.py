@@ -4,10 +4,10 @@
     python benchmarks/safe_speed.py --render benchmarks/results/safe_speed.json
 
 Two pairs. The zoo's, with its own tokenizers, on its long answers, where SAFE decides itself what to ensemble. And two
-random Llamas of 200M parameters with two tokenizers trained here on made-up words: they agree on nothing, so the first
-place with a shared boundary in every twenty tokens is ensembled, which makes 5 %; drafting, retokenising, verifying and
-the host itself are real. Candidates alternate within a round; what is reported is the median over rounds
-of the ratio of times per token within a round, with the smallest and the largest.
+random Llamas of 200M parameters with two kinds of tokenizer trained here on the same made-up words: they agree on
+nothing, so the first place with a shared boundary in every twenty tokens is ensembled, which makes 5 %; drafting,
+retokenising, verifying and the host itself are real. Candidates alternate within a round; what is reported is the
+median over rounds of the ratio of times per token within a round, with the smallest and the largest.
 """
 
 import argparse
@@ -192,10 +192,8 @@ def tokenizer(kind: str, size: int) -> PreTrainedTokenizerFast:
         raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
         raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
         bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=["<unk>", "</s>", *bytes_], max_token_length=6, show_progress=False
-        )
-        raw.train_from_iterator(words(1), trainer)
+        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<unk>", "</s>", *bytes_], show_progress=False)
+        raw.train_from_iterator(words(0), trainer)
         raw = _without_special(raw, bytes_)
     eos = "<eos>" if kind == "byte-level" else "</s>"
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=eos, clean_up_tokenization_spaces=False)
