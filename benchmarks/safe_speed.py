@@ -6,8 +6,9 @@
 Two pairs. The zoo's, with its own tokenizers, on its long answers, where SAFE decides itself what to ensemble. And two
 random Llamas of 200M parameters with two kinds of tokenizer trained here on the same made-up words: they agree on
 nothing, so the first place with a shared boundary in every twenty tokens is ensembled, which makes 5 %; drafting,
-retokenising, verifying and the host itself are real. Candidates alternate within a round; what is reported is the
-median over rounds of the ratio of times per token within a round, with the smallest and the largest.
+retokenising, verifying and the host itself are real. Candidates take turns at every prompt; what is reported is the
+median, over prompts and rounds, of the ratio of times per token, with the quartiles. The zoo's models are so small that
+a second thread has nothing to do: they get one.
 """
 
 import argparse
@@ -16,14 +17,16 @@ import platform
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from engine_speed import SIZES, ratio
+from engine_speed import SIZES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -42,33 +45,45 @@ from fusionroute.zoo.tasks import examples
 
 ZOO = ("byte_bpe", "piece_bpe", "unigram")
 SHARE = 0.05
+RANDOM_PROMPTS = 3
 
 
 class Contestant:
-    """A method that answers prompts one after another, and remembers what came of the last time."""
+    """A method that answers prompts one at a time, and counts what that took."""
 
     def __init__(self, method: Any, drafter: Member, prompts: list[str], new: int, *, ends: bool):
         self.method, self.drafter, self.prompts = method, drafter, prompts
         self.settings = GenerationSettings(max_new_tokens=new, ignore_eos=not ends)
+        self.answers: dict[int, Completion] = {}
+        self.tokens_read: Counter[str] = Counter()
+        self.written = self.drafted = self.kept = 0
 
-    def __call__(self) -> float:
-        """Seconds per token."""
+    def __call__(self, at: int) -> float:
+        """Seconds per token of the answer to that prompt."""
         engine = Engine(self.method, self.drafter.pieces.tokenizer)
-        before = {runner.name: runner.tokens_read for runner in self.method.runners}
-        counted = self._counted()
+        before = Counter({runner.name: runner.tokens_read for runner in self.method.runners})
+        drafted, kept = self._counted()
+        prompt = self.prompts[at]
         start = time.perf_counter()
-        self.answers = [
-            engine.generate([self.drafter.prompt.encode(each)], self.settings, unrendered=[each])[0]
-            for each in self.prompts
-        ]
+        (answer,) = engine.generate([self.drafter.prompt.encode(prompt)], self.settings, unrendered=[prompt])
         seconds = time.perf_counter() - start
-        written = sum(len(answer.token_ids) for answer in self.answers)
-        self.read = {
-            runner.name: (runner.tokens_read - before[runner.name]) / written for runner in self.method.runners
-        }
-        drafted, kept = (now - then for now, then in zip(self._counted(), counted, strict=True))
-        self.acceptance = kept / drafted if drafted else 1.0
-        return seconds / written
+        self.answers[at] = answer
+        self.tokens_read.update(
+            {runner.name: runner.tokens_read - before[runner.name] for runner in self.method.runners}
+        )
+        self.written += len(answer.token_ids)
+        now_drafted, now_kept = self._counted()
+        self.drafted, self.kept = self.drafted + now_drafted - drafted, self.kept + now_kept - kept
+        return seconds / len(answer.token_ids)
+
+    @property
+    def read(self) -> dict[str, float]:
+        """Tokens read per token written, prompts included."""
+        return {name: count / self.written for name, count in self.tokens_read.items()}
+
+    @property
+    def acceptance(self) -> float:
+        return self.kept / self.drafted if self.drafted else 1.0
 
     def _counted(self) -> tuple[int, int]:
         """Tokens drafted and kept so far; a model alone drafts nothing."""
@@ -106,14 +121,18 @@ def shares(answers: list[Completion]) -> dict[str, float]:
 
 
 def alternate(candidates: dict[str, Contestant], rounds: int) -> dict[str, list[float]]:
-    """Seconds per token of each in each round, after one unmeasured round."""
+    """Seconds per token of each for each prompt in each round, one after another; one unmeasured prompt before."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_number in range(rounds + 1):
+    prompts = range(len(next(iter(candidates.values())).prompts))
+    for at in [0, *(at for _ in range(rounds) for at in prompts)]:
         for name, candidate in candidates.items():
-            taken = candidate()
-            if round_number:
-                seconds[name].append(taken)
-    return seconds
+            seconds[name].append(candidate(at))
+    return {name: taken[1:] for name, taken in seconds.items()}
+
+
+def ratio(above: list[float], below: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(above, below, strict=True)], n=4)
+    return {"median": middle, "lower quartile": low, "upper quartile": high}
 
 
 def compared(candidates: dict[str, Contestant], rounds: int) -> dict:
@@ -121,13 +140,13 @@ def compared(candidates: dict[str, Contestant], rounds: int) -> dict:
     alone, *others = candidates
     result = {
         "milliseconds per token": {name: 1000 * statistics.median(each) for name, each in seconds.items()},
-        "tokens per answer": statistics.mean(len(answer.token_ids) for answer in candidates[alone].answers),
+        "tokens per answer": statistics.mean(len(answer.token_ids) for answer in candidates[alone].answers.values()),
     }
     for name in others:
         candidate = candidates[name]
         result[name] = {
             "time per token / drafter alone": ratio(seconds[name], seconds[alone]),
-            "shares of tokens": shares(candidate.answers),
+            "shares of tokens": shares(list(candidate.answers.values())),
             "tokens read per output token": candidate.read,
             "kept / drafted": candidate.acceptance,
         }
@@ -161,6 +180,15 @@ def zoo(questions: int, rounds: int) -> dict:
         },
         rounds,
     )
+
+
+def on_one_thread(measure_it: Callable[[], dict]) -> dict:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure_it()
+    finally:
+        torch.set_num_threads(threads)
 
 
 # random models of some size
@@ -226,13 +254,14 @@ def random_pair(size: str, new: int, rounds: int, dtype: torch.dtype) -> dict:
         random_member("drafter", size, "byte-level", 20000, 1, dtype),
         random_member("verifier", size, "pieces", 16000, 2, dtype),
     ]
-    drafter, prompts = members[0], [next(words(2))]
+    drafter, prompts = members[0], list(islice(words(2), RANDOM_PROMPTS))
     candidates = {"drafter": Contestant(Single(drafter.model, "drafter"), drafter, prompts, new, ends=False)}
     for host, options in {"UniTE+SAFE": {"host": "unite"}, "GaC+SAFE": {"host": "gac", "gate": None}}.items():
         method = Steady(members, **options)
         contestant = candidates[host] = Contestant(method, drafter, prompts, new, ends=False)
-        contestant()
-        method.period = bytes_per_token(contestant.answers, drafter) / SHARE
+        for at in range(len(prompts)):
+            contestant(at)
+        method.period = bytes_per_token(list(contestant.answers.values()), drafter) / SHARE
     return compared(candidates, rounds)
 
 
@@ -254,7 +283,7 @@ PARTS = ("zoo", "random, float32", "random, bfloat16")
 
 def measure(parts: list[str], size: str, new: int, questions: int, rounds: int) -> dict:
     how: dict[str, Callable[[], dict]] = {
-        "zoo": lambda: zoo(questions, rounds),
+        "zoo": lambda: on_one_thread(lambda: zoo(questions, rounds)),
         "random, float32": lambda: random_pair(size, new, rounds, torch.float32),
         "random, bfloat16": lambda: random_pair(size, new, rounds, torch.bfloat16),
     }
@@ -272,7 +301,7 @@ def measure(parts: list[str], size: str, new: int, questions: int, rounds: int) 
 
 def render(results: dict) -> str:
     lines = [
-        "| models | method | time per token / drafter alone (min to max) | E/T, replaced, % | kept of drafted | "
+        "| models | method | time per token / drafter alone (quartiles) | E/T, replaced, % | kept of drafted | "
         "read per output token |",
         "|---|---|---|---|---|---|",
     ]
@@ -287,7 +316,7 @@ def _cells(values: dict) -> str:
     taken, share = values["time per token / drafter alone"], values["shares of tokens"]
     return " | ".join(
         [
-            f"{taken['median']:.2f} ({taken['min']:.2f} to {taken['max']:.2f})",
+            f"{taken['median']:.2f} ({taken['lower quartile']:.2f} to {taken['upper quartile']:.2f})",
             f"{100 * share['ensembled']:.1f}, {100 * share['replaced']:.1f}",
             f"{values['kept / drafted']:.2f}",
             "; ".join(f"{model} {count:.2f}" for model, count in values["tokens read per output token"].items()),
@@ -301,7 +330,7 @@ def main() -> None:
     parser.add_argument("--render", type=Path, help="print a finished result as a table")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--size", choices=SIZES, default="200m")
-    parser.add_argument("--new", type=int, default=192)
+    parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--questions", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--overwrite", action="store_true")

@@ -31,7 +31,12 @@ def main(folder: str, picture: str) -> None:
         console.print(coloured_answer(answer, team.tokenizer, styles))
         console.print()
     console.print(legend(styles, [record for answer in answers for record in answer.trace]))
-    svg = console.export_svg(title="fusionroute generate runs/demo")
+    save(console, "fusionroute generate runs/demo", picture)
+
+
+def save(console: Console, title: str, picture: str) -> None:
+    """What was printed as an SVG file."""
+    svg = console.export_svg(title=title)
     # rich embeds web fonts; a picture in a repository should not load anything
     Path(picture).write_text(re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL), encoding="utf-8")
 
