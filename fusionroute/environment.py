@@ -6,7 +6,18 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-LIBRARIES = ("fusionroute", "torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "lm_eval")
+LIBRARIES = (
+    "fusionroute",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "peft",
+    "lm_eval",
+    "sentence-transformers",
+    "scikit-learn",
+)
 
 
 def versions() -> dict[str, str]:

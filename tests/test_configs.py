@@ -20,7 +20,8 @@ from tiny_training import make_examples, make_pairs, write_rows
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ENSEMBLES = sorted((CONFIGS / "paper").glob("safe-*.yaml"))
-PAPER = sorted({*(CONFIGS / "paper").glob("*.yaml")} - {*ENSEMBLES})
+ROMA = sorted((CONFIGS / "paper").glob("roma-*.yaml"))
+PAPER = sorted({*(CONFIGS / "paper").glob("*.yaml")} - {*ENSEMBLES, *ROMA})
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 FAMILIES = {"llama3": "llama", "gemma2": "gemma2"}
 
@@ -30,9 +31,10 @@ def test_the_configs_are_there() -> None:
     assert [path.stem for path in ENSEMBLES] == [
         f"safe-{name}" for name in ("32b", "internlm-exaone", "internlm-qwen", "qwen-exaone", "similar", "three")
     ]
+    assert [path.stem for path in ROMA] == ["roma-deepseek", "roma-olmoe", "roma-qwen3"]
     assert [path.stem for path in ACCELERATE] == ["cpu_2_processes", "deepspeed_zero3", "fsdp2", "multi_gpu"]
     said = (CONFIGS / "README.md").read_text(encoding="utf-8")
-    assert {f"{path.parent.name}/{path.name}" for path in [*PAPER, *ENSEMBLES, *ACCELERATE]} <= set(
+    assert {f"{path.parent.name}/{path.name}" for path in [*PAPER, *ENSEMBLES, *ROMA, *ACCELERATE]} <= set(
         re.findall(r"`([^`]+)`", said)
     )
 

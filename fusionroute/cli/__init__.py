@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from fusionroute.cli import pathways as pathway_commands
+from fusionroute.cli import roma as roma_commands
 from fusionroute.cli.calibrate import calibrate
 from fusionroute.cli.chat import chat
 from fusionroute.cli.env import env
@@ -40,6 +42,15 @@ app.command()(judge)
 app.command()(evaluate)
 app.command("lm-eval", context_settings=LM_EVAL_CONTEXT)(lm_eval)
 app.command()(env)
+roma = typer.Typer(help="Tune the routers of a mixture-of-experts model (RoMA), and see what that did.")
+roma.command()(pathway_commands.record)
+roma.command()(roma_commands.train)
+roma.command()(roma_commands.apply)
+roma.command()(roma_commands.evaluate)
+roma.command()(roma_commands.oracle)
+roma.command()(roma_commands.sweep)
+roma.command()(pathway_commands.report)
+app.add_typer(roma, name="roma")
 zoo = typer.Typer(help="The bundled tiny models and tasks.")
 zoo.command("list")(listing)
 zoo.command()(examples)

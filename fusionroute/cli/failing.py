@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from fusionroute.errors import FusionRouteError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-RESUMABLE = ("train", "score", "sft", "cdpo", "pairs", "demo", "zoo", "evaluate", "judge")
+RESUMABLE = ("train", "score", "sft", "cdpo", "pairs", "demo", "zoo", "evaluate", "judge", "roma")
 
 
 class OneLineErrors(TyperGroup):

@@ -17,6 +17,7 @@ from fusionroute.cli.console import quiet, stdout
 from fusionroute.errors import SettingsError
 
 INDENT = (0, 0, 0, 2)
+MOE = "moe_"  # before the tasks of the mixtures of experts, one of which is called as a task of the team
 
 
 def demo(
@@ -38,39 +39,67 @@ def listing() -> None:
     quiet()
     from fusionroute.zoo.build import MODELS, WEIGHTS, weights_folder
     from fusionroute.zoo.families import FAMILIES
+    from fusionroute.zoo.moe import MOE_MODELS
     from fusionroute.zoo.tasks import FAMILY_TASKS, TASKS, examples
 
     console = stdout()
     console.print("[bold]models[/bold]")
-    for name in (*MODELS, *FAMILIES):
+    notes = dict.fromkeys(FAMILIES, "  own tokenizer") | dict.fromkeys(MOE_MODELS, "  mixture of experts")
+    for name in (*MODELS, *FAMILIES, *MOE_MODELS):
         weights = weights_folder(name) / "model.safetensors"
         size = weights.stat().st_size / 2**20
-        note = "  own tokenizer" if name in FAMILIES else ""
-        console.print(f"  {name:9}{_parameters(weights):>9,} parameters {size:5.1f} MiB{note}", soft_wrap=True)
+        note = notes.get(name, "")
+        console.print(f"  {name:9}{_parameters(weights):>10,} parameters {size:5.1f} MiB{note}", soft_wrap=True)
     console.print(f"  in {WEIGHTS}", style="dim", soft_wrap=True)
     for name, task in (TASKS | FAMILY_TASKS).items():
         example = examples(name, "train", 1)[0]
         whose = "models of own tokenizers" if name in FAMILY_TASKS else ", ".join(task.domains) or "no expert"
         console.print(f"\n[bold]{name}[/bold]  {escape(task.description)} [dim]({whose})[/dim]")
-        console.print(Padding(Text(example.prompt, "dim"), INDENT, expand=False))
-        console.print(Padding(Text(example.answer), INDENT, expand=False))
+        _show(console, example.prompt, example.answer)
+    _list_questions(console)
+
+
+def _list_questions(console: Any) -> None:
+    """The tasks of the mixtures of experts; they are asked as questions, with or without options."""
+    from fusionroute.zoo.moe.tasks import MOE_TASKS, questions
+
+    for name, task in MOE_TASKS.items():
+        (question,) = questions(name, "train", 1)
+        kind = "held out, " if task.held_out else ""
+        chosen = f"one of {', '.join(question.options)}" if question.options else "free answer"
+        console.print(
+            f"\n[bold]{MOE}{name}[/bold]  {escape(chosen)} [dim]({kind}mixtures of experts: {task.skill})[/dim]",
+            soft_wrap=True,
+        )
+        _show(console, question.text, question.answer)
+
+
+def _show(console: Any, prompt: str, answer: str) -> None:
+    console.print(Padding(Text(prompt, "dim"), INDENT, expand=False))
+    console.print(Padding(Text(answer), INDENT, expand=False))
 
 
 def examples(
     task: Annotated[str, typer.Argument(help="A task of `fusionroute zoo list`.", show_default=False)],
-    split: Annotated[str, typer.Option("--split", help="experts, train, preference or test.")] = "train",
+    split: Annotated[
+        str, typer.Option("--split", help="experts, train, preference or test; of the mixtures' also router and dev.")
+    ] = "train",
     count: Annotated[int, typer.Option("--count", min=1)] = 10,
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
     """Examples of a task, one JSON object a line."""
     from fusionroute.zoo import tasks
+    from fusionroute.zoo.moe.tasks import MOE_TASKS, questions
 
     try:
-        drawn = tasks.examples(task, split, count, seed)
+        if task.removeprefix(MOE) in MOE_TASKS and task.startswith(MOE):
+            rows = [question.as_row() for question in questions(task.removeprefix(MOE), split, count, seed)]
+        else:
+            rows = [asdict(example) for example in tasks.examples(task, split, count, seed)]
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    for example in drawn:
-        print(json.dumps(asdict(example), ensure_ascii=False))
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False))
 
 
 class Models(StrEnum):
@@ -78,13 +107,15 @@ class Models(StrEnum):
 
     TEAM = "team"
     FAMILIES = "families"
+    MOE = "moe"
 
 
 def build(
     output: options.OutputFolder,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     models: Annotated[
-        Models, typer.Option("--models", help="team: base and experts; families: the three with own tokenizers.")
+        Models,
+        typer.Option("--models", help="team: base and experts; families: own tokenizers; moe: mixtures of experts."),
     ] = Models.TEAM,
 ) -> None:
     """Train the bundled models again from their recipe; an interrupted build continues."""
@@ -92,8 +123,9 @@ def build(
     from fusionroute.terminal import RichProgress
     from fusionroute.zoo.build import build as build_team
     from fusionroute.zoo.families.build import build_families
+    from fusionroute.zoo.moe.build import build_moe
 
-    make = build_team if models is Models.TEAM else build_families
+    make = {Models.TEAM: build_team, Models.FAMILIES: build_families, Models.MOE: build_moe}[models]
     with RichProgress(stdout()) as progress:
         try:
             make(output, seed=seed, progress=_Stages(progress))

@@ -84,7 +84,7 @@ def crossed_difference(groups: Sequence[np.ndarray], *, seed: int = 0) -> Differ
     least = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
     resampled = 2 * (int(least) + 1) / (len(draws) + 1)
     differing = sum(np.count_nonzero(np.mean(group, axis=0)) for group in groups)
-    p = min(1.0, max(resampled, 2.0 ** (1 - differing)))
+    p = float(min(1.0, max(resampled, 2.0 ** (1 - differing))))
     return Difference(_mean(groups), float(low), float(high), _items(groups), float(draws.std()), p)
 
 

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreT
 
 from fusionroute.zoo.families import FAMILIES
 from fusionroute.zoo.lessons import lessons
+from fusionroute.zoo.moe import MOE_MODELS
 from fusionroute.zoo.recipe import Recipe
 from fusionroute.zoo.schooling import Lessons, Progress, Report, blank_model, settings, teach
 from fusionroute.zoo.tokenizer import train_tokenizer
@@ -25,8 +26,9 @@ TOKENIZER_LESSONS = 3000
 
 def weights_folder(name: str) -> Path:
     """The shipped checkpoint of that name, an ordinary transformers folder."""
-    if name not in (*MODELS, *FAMILIES):
-        raise ValueError(f"the zoo has no model {name!r}; choose one of {', '.join((*MODELS, *FAMILIES))}")
+    names = (*MODELS, *FAMILIES, *MOE_MODELS)
+    if name not in names:
+        raise ValueError(f"the zoo has no model {name!r}; choose one of {', '.join(names)}")
     return WEIGHTS / name
 
 

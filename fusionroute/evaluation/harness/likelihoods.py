@@ -31,6 +31,11 @@ class Passage:
         """Distributions needed at the end of the passage."""
         return max(len(continuation) for _, continuation in self.wanted)
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the context; the continuations that share a passage are of one length."""
+        return len(self.tokens) - self.last + 1
+
 
 Row = list[Passage]
 
@@ -133,6 +138,7 @@ class Likelihoods:
         last = max(passage.last for passage in passages)
         for sequence, passage in part:
             self.method.rollback(sequence, common_length(sequence.token_ids, passage.tokens))
+            sequence.prompt_length = passage.prompt_length
         collected = [_Collected(row, passage, last) for row, passage in enumerate(passages)]
         step = max(1, self.limits.logits // (len(part) * self.limits.vocabulary))
         for start in range(0, last, step):  # more than once only where one passage alone wants too many

@@ -68,17 +68,17 @@ def render(record: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], *, exa
     """The page as text."""
     results = Results(record)
     colours = expert_colours(writers(results))
-    script = _asset("script.js")
+    script = asset("script.js")
     costs = cost_table(results)
     return (
-        _environment()
+        template_environment()
         .get_template("page.html")
         .render(
             results=results,
             title=record.get("title") or "Comparison",
-            style=_asset("style.css"),
+            style=asset("style.css"),
             script=script,
-            script_hash=_hash(script),
+            script_hash=script_hash(script),
             reading=read(results),
             accuracy=accuracy_table(results),
             average=average_plot(results),
@@ -99,7 +99,7 @@ def render(record: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], *, exa
     )
 
 
-def _environment() -> Environment:
+def template_environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -111,11 +111,11 @@ def _environment() -> Environment:
     return environment
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
     """Our own style or script; not a template, so braces mean nothing in it."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8").strip())
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
     """How a content security policy names a script that may run."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -9,6 +9,7 @@ from fusionroute.evaluation.compare.lineup.across import EveryTokenEntry, SafeEn
 from fusionroute.evaluation.compare.lineup.entry import SEED, Contestant, Entry, filled
 from fusionroute.evaluation.compare.lineup.joint import AveragingEntry, CollabEntry, SequenceSelectionEntry
 from fusionroute.evaluation.compare.lineup.merged import MergeEntry
+from fusionroute.evaluation.compare.lineup.routed import C3POEntry
 from fusionroute.evaluation.compare.lineup.shared import ScorerSettings, Shared
 from fusionroute.evaluation.compare.lineup.single import SingleEntry
 from fusionroute.evaluation.compare.lineup.team import FusionRouteEntry
@@ -38,6 +39,7 @@ ENTRIES: dict[str, type[Entry]] = {
     "ties": MergeEntry,
     "dare": MergeEntry,
     "fusion_route": FusionRouteEntry,
+    "c3po": C3POEntry,
 }
 
 

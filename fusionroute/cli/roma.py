@@ -1,0 +1,331 @@
+"""``fusionroute roma``: tune the routers of a mixture-of-experts model, and see what that did."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fusionroute.cli import options
+from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.overrides import with_overrides
+from fusionroute.config import read_yaml
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fusionroute.evaluation.statistics import Estimate
+    from fusionroute.models.gates import Gates
+    from fusionroute.models.prompt import PromptFormat
+    from fusionroute.moe.questions import Encoded, Question
+    from fusionroute.moe.settings import RoMASettings
+    from fusionroute.moe.sweep import Sweep
+
+SettingsYaml = Annotated[
+    Path, typer.Argument(metavar="SETTINGS.yaml", help="Model, questions and options.", show_default=False)
+]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set an option of SETTINGS.yaml, such as optimiser.learning_rate=1e-4; repeatable.",
+    ),
+]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Folder or hub id of a mixture-of-experts model.", show_default=False)
+]
+Questions = Annotated[
+    Path,
+    typer.Argument(
+        metavar="QUESTIONS.jsonl",
+        help="Objects with `prompt` or `messages`, `answer`, and `options` and `task` if there are any.",
+        show_default=False,
+    ),
+]
+Prompt = Annotated[
+    str | None, typer.Option("--prompt", help="Prompt format: chat_template or alpaca; else text as it is.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first questions.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Questions in a pass.", rich_help_panel=options.MACHINE)
+]
+
+
+def train(
+    settings: SettingsYaml,
+    output: Output,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Save the routers alone, for `roma apply`; else a whole checkpoint.")
+    ] = False,
+    overwrite: options.Overwrite = False,
+    override: Overrides = None,
+) -> None:
+    """Record pathways and tune the routers on them; run again, it continues where it stopped."""
+    parsed = _settings(settings, override, delta)
+    from fusionroute.moe.roma import train_roma
+    from fusionroute.terminal import RichProgress
+
+    console = stdout()
+    with RichProgress(console) as progress:
+        written = train_roma(parsed, output, overwrite=overwrite, progress=progress)
+    say(
+        console,
+        f"{written} is ready" + (f"; next: fusionroute roma apply {parsed.model.model} {written} …" if delta else ""),
+    )
+
+
+def apply(
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Folder or hub id of what was tuned.", show_default=False)
+    ],
+    delta: Annotated[
+        Path, typer.Argument(metavar="DELTA", help="File that `roma train` wrote, or its folder.", show_default=False)
+    ],
+    output: Output,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Put tuned routers into their base: the whole checkpoint, as `roma train` writes it without --delta."""
+    quiet()
+    from fusionroute.moe.router_delta import apply_delta
+
+    written = apply_delta(base, delta, output, overwrite=overwrite)
+    say(stdout(), f"{written} is ready, a normal checkpoint")
+
+
+def evaluate(
+    model: Model,
+    questions: Questions,
+    reference_base: Annotated[
+        str | None,
+        typer.Option(
+            "--reference-base", metavar="MODEL", help="Also ask this model, and compare question by question."
+        ),
+    ] = None,
+    prompt: Prompt = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 32,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """How many questions a model answers correctly, with 95 % intervals, over all and by task."""
+    quiet()
+    from fusionroute.terminal import RichProgress
+
+    console, correct = stdout(), {}
+    with RichProgress(Console(stderr=True, highlight=False)) as progress:
+        for name in dict.fromkeys([model, *([reference_base] if reference_base else [])]):
+            asked, _, encoded, gates = load(name, questions, prompt, limit, device, dtype, layers=1)
+            from fusionroute.moe.asking import ask
+
+            said = ask(gates, encoded, batch_size=batch_size, progress=progress)
+            correct[name] = [bool(each) for each in said.correct]
+    found = _accuracies(asked, correct[model])
+    result: dict[str, Any] = {"model": model, "questions": str(questions), **_as_json(found)}
+    if reference_base:
+        theirs = _accuracies(asked, correct[reference_base])
+        result["reference"] = {"model": reference_base, **_as_json(theirs)}
+        result["difference"] = asdict(_difference(asked, correct[model], correct[reference_base]))
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    console.print(_table(found, theirs if reference_base else None))
+    if reference_base:
+        difference = result["difference"]
+        say(
+            console,
+            f"{model} minus {reference_base}, mean of tasks: {100 * difference['value']:+.1f} points "
+            f"({100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}, p = {difference['p']:.2g})",
+        )
+
+
+def oracle(
+    model: Model,
+    questions: Questions,
+    layers: Annotated[str, typer.Option("--layers", help="How many of the last MoE layers, or all.")] = "5",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of descent on each question's routing.")] = 10,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", help="Of the first step; it falls as a cosine.")
+    ] = 1e-2,
+    core: Annotated[int, typer.Option("--core", min=1, help="Experts per layer that may move, the likeliest.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Of the wrong labels.")] = 0,
+    prompt: Prompt = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 32,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """How far routing alone could take a model that knows the answers, beside the same with wrong ones: no method."""
+    quiet()
+    from fusionroute.evaluation.statistics import wilson
+    from fusionroute.moe.optimise import Descent
+    from fusionroute.moe.oracle import oracle as find
+    from fusionroute.moe.oracle import shuffled_oracle
+    from fusionroute.terminal import RichProgress
+
+    how = Descent(steps=steps, learning_rate=learning_rate, final=min(1e-5, learning_rate), core=core)
+    _, _, encoded, gates = load(model, questions, prompt, limit, device, dtype, layers=layers_of(layers))
+    with RichProgress(Console(stderr=True, highlight=False)) as progress:
+        found = find(gates, encoded, how, batch_size=batch_size, progress=progress)
+        control = shuffled_oracle(gates, encoded, how, seed=seed, batch_size=batch_size, progress=progress)
+    shares = {
+        "own_routing": found.before.correct,
+        "oracle": found.after.correct,
+        "told_wrong_answers_reaches_them": control.reached,
+        "told_wrong_answers_still_right": control.right,
+    }
+    estimates = {name: wilson(int(each.sum()), len(each)) for name, each in shares.items()}
+    if as_json:
+        said = {
+            "model": model,
+            "questions": str(questions),
+            "steps": steps,
+            "layers": [gate.name for gate in gates.gates],
+        }
+        print(json.dumps({**said, **{name: asdict(each) for name, each in estimates.items()}}, indent=2))
+        return
+    console = stdout()
+    for name, estimate in estimates.items():
+        say(console, f"{name.replace('_', ' '):32} {_percent(estimate)}")
+    say(
+        console,
+        f"n = {len(encoded)}, {steps} steps of descent on the last prompt token in {gates.count} layers; an upper "
+        "bound that knows the labels. What it reaches with wrong ones says how much of it is fitting",
+    )
+
+
+def sweep(
+    settings: SettingsYaml,
+    output: Output,
+    delta: Annotated[bool, typer.Option("--delta", help="Save the chosen routers alone.")] = False,
+    overwrite: options.Overwrite = False,
+    override: Overrides = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Tune with several λ, 0 always among them; choose on data.dev and report every one."""
+    parsed = _settings(settings, override, delta)
+    from fusionroute.moe.roma_folder import SWEEP_FILE
+    from fusionroute.moe.sweep import sweep as run
+    from fusionroute.terminal import RichProgress
+
+    console = stdout()
+    with RichProgress(Console(stderr=True, highlight=False) if as_json else console) as progress:
+        found = run(parsed, output, overwrite=overwrite, progress=progress)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        return
+    console.print(_sweep_table(found))
+    say(console, f"λ = {found.chosen:g} was chosen; {output} is ready, and {output / SWEEP_FILE} has every point")
+
+
+def _settings(path: Path, override: list[str] | None, delta: bool) -> "RoMASettings":
+    values = with_overrides(read_yaml(path), override or [])
+    quiet()
+    from fusionroute.moe.settings import RoMASettings
+
+    return RoMASettings.parse({**values, **({"save": "delta"} if delta else {})}, source=str(path))
+
+
+def layers_of(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def load(
+    model: str,
+    questions: Path,
+    prompt: str | None,
+    limit: int | None,
+    device: str | None,
+    dtype: str | None,
+    *,
+    layers: int | str,
+) -> "tuple[list[Question], PromptFormat, list[Encoded], Gates]":
+    """Questions as text, how they are put, as token ids; and the gates of the model."""
+    from fusionroute.models.gates import Gates
+    from fusionroute.models.loading import load_model, load_tokenizer
+    from fusionroute.models.prompt import PromptFormat
+    from fusionroute.models.team import context_length
+    from fusionroute.moe.questions import encode_questions, read_questions
+
+    asked = read_questions(questions, limit)
+    prompt_format = PromptFormat(load_tokenizer(model), prompt)
+    live = load_model(model, device=device, dtype=dtype)
+    return asked, prompt_format, encode_questions(asked, prompt_format, context_length(live)), Gates(live, layers)
+
+
+def _by_task(asked: "Sequence[Question]", correct: Sequence[bool]) -> dict[str, list[bool]]:
+    tasks: dict[str, list[bool]] = {}
+    for question, is_right in zip(asked, correct, strict=True):
+        tasks.setdefault(question.task, []).append(is_right)
+    return tasks
+
+
+def _accuracies(asked: "Sequence[Question]", correct: Sequence[bool]) -> "dict[str, Estimate]":
+    """``overall`` and ``mean of tasks``, then each task's."""
+    from fusionroute.evaluation.statistics import stratified_mean, wilson
+
+    tasks = _by_task(asked, correct)
+    found = {"overall": wilson(sum(correct), len(correct))}
+    if len(tasks) > 1:
+        found["mean of tasks"] = stratified_mean(list(tasks.values()))
+        found |= {f"task {task}": wilson(sum(each), len(each)) for task, each in tasks.items()}
+    return found
+
+
+def _difference(asked: "Sequence[Question]", mine: Sequence[bool], theirs: Sequence[bool]) -> Any:
+    from fusionroute.evaluation.statistics import paired_difference
+
+    return paired_difference(list(_by_task(asked, mine).values()), list(_by_task(asked, theirs).values()))
+
+
+def _as_json(found: "Mapping[str, Estimate]") -> dict[str, Any]:
+    values = {name: asdict(each) for name, each in found.items()}
+    tasks = {name.removeprefix("task "): value for name, value in values.items() if name.startswith("task ")}
+    both = {name.replace(" ", "_"): value for name, value in values.items() if not name.startswith("task ")}
+    return {**both, "tasks": tasks}
+
+
+def _table(found: "Mapping[str, Estimate]", reference: "Mapping[str, Estimate] | None") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD, caption="right answers in %, 95 % intervals", caption_justify="left", pad_edge=False
+    )
+    for column in ("", "n", "model", *(["reference"] if reference else [])):
+        table.add_column(column, justify="right" if column else "left")
+    for name, estimate in found.items():
+        theirs = [_percent(reference[name])] if reference else []
+        table.add_row(name.removeprefix("task "), str(estimate.n), _percent(estimate), *theirs)
+    return table
+
+
+def _sweep_table(found: "Sweep") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    from fusionroute.evaluation.statistics import wilson
+
+    caption = f"n = {found.base.n} development questions, 95 % intervals; λ = 0 is plain router tuning"
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    for column in ("λ", "right answers in %", "loss"):
+        table.add_column(column, justify="left" if column == "λ" else "right")
+    for point in (found.base, *found.points):
+        name = "untouched" if point.weight is None else f"{point.weight:g}"
+        style = "bold" if point.weight == found.chosen else None
+        table.add_row(name, _percent(wilson(point.correct, point.n)), f"{point.loss:.4f}", style=style)
+    return table
+
+
+def _percent(estimate: "Estimate") -> str:
+    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+
+
+def say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)

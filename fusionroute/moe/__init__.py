@@ -1,0 +1,1 @@
+"""Mixture-of-experts models: how they choose their experts, and better choices (RoMA, C3PO)."""

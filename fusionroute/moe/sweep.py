@@ -1,0 +1,115 @@
+"""Which λ? Routers tuned with several, 0 always among them, on the same layers, data and steps; all are reported."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionroute.errors import SettingsError
+from fusionroute.moe.asking import ask
+from fusionroute.moe.roma import Prepared, prepare, result_of, tune, write_result
+from fusionroute.moe.roma_folder import POINTS_FOLDER, SWEEP_FILE, open_run
+from fusionroute.moe.router_delta import DELTA_FILE, load_delta, save_delta, tensors_on_disk
+from fusionroute.moe.settings import RoMASettings
+from fusionroute.moe.watching import Progress, Silent
+from fusionroute.output import write_json
+
+
+@dataclass(frozen=True)
+class Point:
+    """One λ, and how the routers tuned with it answer the development questions.
+
+    Attributes:
+        weight: λ; None for the untouched model.
+        correct, n: right answers of how many, over all and by task.
+        loss: mean negative log-likelihood per token of the right answers.
+    """
+
+    weight: float | None
+    correct: int
+    n: int
+    loss: float
+    tasks: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Every point, and the λ that was chosen."""
+
+    base: Point
+    points: tuple[Point, ...]
+    chosen: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "chosen": self.chosen,
+            "chosen_by": "most right answers to the development questions; of equals the lowest loss, then the least λ",
+            "base": asdict(self.base),
+            "points": [asdict(point) for point in self.points],
+        }
+
+
+def sweep(
+    settings: RoMASettings, output: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> Sweep:
+    """Tune once for every λ of ``settings.sweep`` and for 0, each from the untouched routers, and keep the best.
+
+    Chosen on ``data.dev``, never on evaluation sets: most right answers, of equals the lowest loss, then the least λ.
+    An interrupted sweep goes on where it stopped.
+
+    Args:
+        output: gets what `train_roma` writes, of the chosen λ; ``points/`` with the routers of every λ, and
+            ``sweep.json``.
+
+    Raises:
+        SettingsError: no development questions; and what `train_roma` raises.
+    """
+    if not settings.data.dev:
+        raise SettingsError("a sweep chooses λ on questions that are neither trained on nor reported: name data.dev")
+    folder, told = Path(output), progress or Silent()
+    open_run(folder, settings, "sweep", overwrite=overwrite)
+    prepared = prepare(settings, folder, told)
+    untouched = [weight.detach().clone() for weight in prepared.gates.parameters()]
+    base = _measure(prepared, None)
+    told.finish(f"untouched: {base.correct} of {base.n} development questions")
+    points = []
+    for weight in sorted({0.0, *settings.sweep}):
+        _restore(prepared, untouched)
+        _tune_or_load(prepared, weight, folder / POINTS_FOLDER / repr(weight), told)
+        points.append(_measure(prepared, weight))
+        told.finish(f"λ = {weight:g}: {points[-1].correct} of {base.n} development questions")
+    best = min(points, key=lambda point: (-point.correct, point.loss, point.weight))
+    assert best.weight is not None
+    found = Sweep(base, tuple(points), best.weight)
+    _restore(prepared, untouched)
+    _tune_or_load(prepared, best.weight, folder / POINTS_FOLDER / repr(best.weight), told)
+    write_result(prepared, folder)
+    write_json(folder / SWEEP_FILE, found.as_json())
+    told.finish(f"λ = {best.weight:g} chosen, in {result_of(folder, settings)}")
+    return found
+
+
+def _tune_or_load(prepared: Prepared, weight: float, folder: Path, progress: Progress) -> None:
+    """The gates as this λ tunes them, read back if that was done before."""
+    if not (folder / DELTA_FILE).is_file():
+        tune(prepared, weight, folder / "checkpoints", progress)
+        save_delta(prepared.base, tensors_on_disk(prepared.gates.model, prepared.gates.gates), folder)
+    saved, _ = load_delta(folder)  # also what was just tuned: in the base's dtypes, as it will be used
+    _restore(prepared, [saved[name] for name in prepared.disk_names])
+
+
+@torch.no_grad()
+def _restore(prepared: Prepared, weights: list[Tensor]) -> None:
+    for live, kept in zip(prepared.gates.parameters(), weights, strict=True):
+        live.copy_(kept)
+
+
+def _measure(prepared: Prepared, weight: float | None) -> Point:
+    said = ask(prepared.gates, prepared.dev_encoded, batch_size=prepared.settings.batch_size, pad_id=prepared.pad_id)
+    tasks = [question.task for question in prepared.dev]
+    asked, right = Counter(tasks), Counter(task for task, is_right in zip(tasks, said.correct, strict=True) if is_right)
+    by_task = {task: (right[task], count) for task, count in asked.items()}
+    return Point(weight, int(said.correct.sum()), len(tasks), float(said.loss.mean()), by_task)

@@ -1,0 +1,152 @@
+"""``fusionroute roma`` in this process, through typer's runner, over tiny models."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import tiny
+from fusionroute.cli import app
+from fusionroute.evaluation.statistics import wilson
+from fusionroute.models.gates import Gates
+from fusionroute.models.loading import load_model, load_tokenizer
+from fusionroute.models.prompt import PromptFormat
+from fusionroute.moe.asking import ask
+from fusionroute.moe.optimise import Descent
+from fusionroute.moe.oracle import oracle
+from fusionroute.moe.questions import encode_questions, read_questions
+from fusionroute.moe.roma import train_roma
+from tiny_roma import as_values, save_model, tensors, world
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["roma", *map(str, arguments)])
+
+
+def complaint(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    return str(line)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    world(tmp_path)
+    path = tmp_path / "roma.yaml"
+    path.write_text(yaml.safe_dump(as_values(tmp_path)))
+    return path
+
+
+def test_train_and_apply_do_what_the_library_does(settings: Path, tmp_path: Path) -> None:
+    expected = train_roma(world(tmp_path, weight=2.0), tmp_path / "library")
+    result = run("train", settings, tmp_path / "run", "--set", "weight=2")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith(f"{tmp_path / 'run' / 'model'} is ready\n")
+    result = run("train", settings, tmp_path / "delta", "--delta", "--set", "weight=2")
+    assert f"{tmp_path / 'delta' / 'router_delta.safetensors'} is ready; next: fusionroute roma apply" in result.stdout
+    assert not (tmp_path / "delta" / "model").exists()
+    result = run("apply", tmp_path / "base", tmp_path / "delta", tmp_path / "applied")
+    assert result.stdout == f"{tmp_path / 'applied'} is ready, a normal checkpoint\n"
+    for made in (tmp_path / "run" / "model", tmp_path / "applied"):
+        assert (made / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    again = run("train", settings, tmp_path / "run", "--set", "weight=2")
+    assert "already finished" in " ".join(again.stdout.split())
+
+
+def test_evaluate_counts_what_the_library_counts(tmp_path: Path) -> None:
+    world(tmp_path)
+    save_model(tmp_path / "other", seed=5)
+    questions = tmp_path / "train.jsonl"
+    correct = {}
+    for name in ("base", "other"):
+        encoded = encode_questions(read_questions(questions), PromptFormat(load_tokenizer(tmp_path / name)))
+        correct[name] = ask(Gates(load_model(str(tmp_path / name), device="cpu"), 1), encoded).correct
+    command = ("evaluate", tmp_path / "other", questions, "--reference-base", tmp_path / "base", "--device", "cpu")
+    result = run(*command, "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    for name, found in (("other", said), ("base", said["reference"])):
+        estimate = wilson(int(correct[name].sum()), 24)
+        assert found["overall"] == pytest.approx(vars(estimate))
+        assert sum(round(task["value"] * task["n"]) for task in found["tasks"].values()) == correct[name].sum()
+        assert found["mean_of_tasks"]["value"] == pytest.approx(
+            sum(task["value"] for task in found["tasks"].values()) / 2
+        )
+    difference = said["mean_of_tasks"]["value"] - said["reference"]["mean_of_tasks"]["value"]
+    assert said["difference"]["value"] == pytest.approx(difference)
+    shown = run(*command)
+    assert f"{100 * said['overall']['value']:.1f} (" in shown.stdout
+    assert f"mean of tasks: {100 * difference:+.1f} points" in shown.stdout
+    alone = json.loads(run("evaluate", tmp_path / "base", questions, "--json", "--limit", 7).stdout)
+    assert alone["overall"]["n"] == 7
+    assert "reference" not in alone
+
+
+def test_oracle_says_how_many_steps_and_what_wrong_labels_give(tmp_path: Path) -> None:
+    world(tmp_path)
+    questions = tmp_path / "dev.jsonl"
+    options = ("--layers", 2, "--steps", 4, "--learning-rate", 0.1)
+    result = run("oracle", tmp_path / "base", questions, *options, "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    encoded = encode_questions(read_questions(questions), PromptFormat(load_tokenizer(tmp_path / "base")))
+    found = oracle(Gates(load_model(str(tmp_path / "base"), device="cpu"), 2), encoded, Descent(4, 0.1))
+    assert said["steps"] == 4
+    assert said["own_routing"]["value"] == found.before.correct.float().mean().item()
+    assert said["oracle"]["value"] == pytest.approx(found.after.correct.float().mean().item())
+    assert said["oracle"]["value"] >= said["own_routing"]["value"]
+    reached, right = said["told_wrong_answers_reaches_them"]["value"], said["told_wrong_answers_still_right"]["value"]
+    assert reached + right == pytest.approx(1)  # of two options one
+    shown = run("oracle", tmp_path / "base", questions, *options).stdout
+    assert "n = 10, 4 steps of descent on the last prompt token in 2 layers" in shown
+
+
+def test_sweep_shows_every_point(settings: Path, tmp_path: Path) -> None:
+    result = run("sweep", settings, tmp_path / "sweep", "--delta", "--set", "sweep=[3, 1]", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert [point["weight"] for point in said["points"]] == [0, 1, 3]
+    assert said == json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    shown = run("sweep", settings, tmp_path / "sweep", "--delta", "--set", "sweep=[3, 1]").stdout
+    assert all(f"\n{name}" in shown.replace(" ", "") for name in ("untouched", "0", "1", "3"))
+    assert f"λ = {said['chosen']:g} was chosen" in shown
+    assert len(tensors(tmp_path / "sweep")) == 2
+
+
+def test_what_is_wrong_is_one_line(settings: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert "did you mean 'weight'" in complaint("train", settings, output, "--set", "wieght=2")
+    assert "no settings file" in complaint("train", tmp_path / "none.yaml", output)
+    assert "the model has 4" in complaint("train", settings, output, "--set", "layers=5")
+    assert "no router delta at" in complaint("apply", tmp_path / "base", tmp_path, tmp_path / "applied")
+    assert "no file of questions" in complaint("evaluate", tmp_path / "base", tmp_path / "none.jsonl")
+    assert "'all'" in complaint("oracle", tmp_path / "base", tmp_path / "dev.jsonl", "--layers", "most")
+    assert "name data.dev" in complaint("sweep", settings, output, "--set", "data.dev=[]")
+    assert not output.exists() or not (output / "checkpoints").exists()
+
+
+def test_a_dense_model_has_no_routers(tmp_path: Path) -> None:
+    world(tmp_path)
+    tiny.language_model("llama").save_pretrained(tmp_path / "dense")
+    tiny.tokenizer().save_pretrained(tmp_path / "dense")
+    assert "no mixture-of-experts layer" in complaint("evaluate", tmp_path / "dense", tmp_path / "dev.jsonl")
+
+
+def test_record_and_report_make_a_page(tmp_path: Path) -> None:
+    world(tmp_path)
+    save_model(tmp_path / "other", seed=5)
+    for name in ("base", "other"):
+        command = ("record", tmp_path / name, tmp_path / "train.jsonl", tmp_path / f"{name}-pathways", "--layers", "2")
+        result = run(*command, "--device", "cpu", "--limit", 20)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.endswith("pathways of 20 questions\n")
+    page = tmp_path / "routing.html"
+    result = run("report", tmp_path / "base-pathways", tmp_path / "other-pathways", page)
+    assert result.exit_code == 0, result.output
+    assert "Routing before and after" in page.read_text()
+    assert "exists" in complaint("report", tmp_path / "base-pathways", tmp_path / "other-pathways", page)
+    assert "holds" in complaint("report", tmp_path / "base", tmp_path / "other-pathways", tmp_path / "x.html")
