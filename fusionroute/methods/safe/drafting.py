@@ -15,22 +15,22 @@ from fusionroute.engine.text_reader import View, is_inside_character
 from fusionroute.models.vocabulary import Pieces
 
 
-@dataclass(frozen=True)
+@dataclass
 class Proposal:
     """One drafted token.
 
     Attributes:
         logits: what it was chosen from, float32 ``[vocabulary]``.
+        ends: whether the answer ends with it.
         probability: of the token by a softmax over them; if it ends the answer, of all ways to end it together.
         largest: probability of any token.
-        ends: whether the answer ends with it.
     """
 
     id: int
     logits: Tensor
-    probability: float
-    largest: float
     ends: bool
+    probability: float = 0.0
+    largest: float = 0.0
 
 
 @dataclass
@@ -78,9 +78,11 @@ class Drafting:
 
     def draft(self, sequences: ListLike[Sequence]) -> list[Draft]:
         """One draft for each. What an earlier one has left behind is its beginning."""
-        drafts = [self._start(sequence) for sequence in sequences]
+        drafts, new = [self._start(sequence) for sequence in sequences], list[Proposal]()
         while short := [draft for draft in drafts if self._goes_on(draft)]:
-            self._extend(short)
+            new += self._extend(short)
+        if new:
+            self._weigh(new)
         return drafts
 
     def text(self, draft: Draft, lead: bytes) -> tuple[bytes, list[int]]:
@@ -135,18 +137,27 @@ class Drafting:
         tail = self.pieces.text(draft.view.token_ids[-4:])  # a character has four bytes at most
         return is_inside_character(tail, len(tail))
 
-    def _extend(self, drafts: list[Draft]) -> None:
+    def _extend(self, drafts: list[Draft]) -> list[Proposal]:
+        """One more token for each, not weighed yet; none for a sequence on which the model has failed."""
         logits = self.runner.read([draft.view for draft in drafts]).logits[:, -1].float()
-        tokens = choose_tokens(logits, drafts)
-        probabilities = logits.softmax(-1)
-        end_ids = torch.tensor(sorted(self.pieces.end_ids), device=logits.device)
-        own = probabilities.gather(-1, tokens[:, None]).squeeze(-1)
-        said = torch.stack([own, probabilities.amax(-1), probabilities[:, end_ids].sum(-1)]).T.tolist()
-        for row, (draft, token) in enumerate(zip(drafts, tokens.tolist(), strict=True)):
-            if draft.sequence.is_finished:  # the model has failed on it
-                continue
-            ends = token in draft.sequence.eos_ids
-            probability, largest, ending = said[row]
-            draft.proposals.append(Proposal(token, logits[row], ending if ends else probability, largest, ends))
-            draft.view.token_ids.append(token)
-            self.drafted += 1
+        new = []
+        for row, (draft, token) in enumerate(zip(drafts, choose_tokens(logits, drafts).tolist(), strict=True)):
+            if not draft.sequence.is_finished:
+                new.append(Proposal(token, logits[row], ends=token in draft.sequence.eos_ids))
+                draft.proposals.append(new[-1])
+                draft.view.token_ids.append(token)
+                self.drafted += 1
+        return new
+
+    def _weigh(self, proposals: list[Proposal]) -> None:
+        """Their probabilities, at once for all tokens of all drafts: nothing hangs on them while drafting."""
+        probabilities = torch.stack([each.logits for each in proposals]).softmax(-1)
+        own = torch.tensor([each.id for each in proposals], device=probabilities.device)
+        end_ids = torch.tensor(sorted(self.pieces.end_ids), device=probabilities.device)
+        said = [
+            probabilities.gather(-1, own[:, None]).squeeze(-1),
+            probabilities.amax(-1),
+            probabilities[:, end_ids].sum(-1),
+        ]
+        for proposal, (probability, largest, ending) in zip(proposals, torch.stack(said).T.tolist(), strict=True):
+            proposal.probability, proposal.largest = ending if proposal.ends else probability, largest
