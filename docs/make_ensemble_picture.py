@@ -5,7 +5,7 @@ python docs/make_ensemble_picture.py docs/images/ensemble.svg
 
 import sys
 
-from make_picture import WIDTH, save
+from make_picture import save
 from rich.console import Console
 from rich.text import Text
 
@@ -17,8 +17,9 @@ from fusionroute.models.member import Member
 from fusionroute.zoo.build import weights_folder
 from fusionroute.zoo.tasks import examples
 
+WIDTH = 132
 MODELS = ("piece_bpe", "byte_bpe", "unigram")
-QUESTION = 0  # of the test split
+QUESTION = 11  # of the test split
 
 
 def main(picture: str) -> None:
