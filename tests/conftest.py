@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -24,3 +25,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["FUSIONROUTE_CACHE"], ignore_errors=True)
 else:
     torch.set_num_threads(1)  # workers already use the cores; more threads only get in each other's way
+
+
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background lets them ignore Ctrl-C, which some of them send."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
