@@ -55,9 +55,11 @@ class RouterTuning(Trainer):
     """The task loss alone, on gates alone."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
-        assert int(inputs["labels"].ne(IGNORED).sum())
-        return answer_loss(logits, inputs["labels"]).mean()
+        kept = inputs["labels"].shape[1] - int(inputs["labels"].ne(IGNORED).int().argmax(1).min())
+        logits = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, logits_to_keep=kept
+        ).logits
+        return answer_loss(logits[:, -kept:], inputs["labels"][:, -kept:]).mean()
 
 
 def trainers(steps: int, folder: str) -> dict[str, Trainer]:

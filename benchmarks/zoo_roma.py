@@ -28,7 +28,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from fusionroute.environment import versions
+from fusionroute.environment import git_commit, versions
 from fusionroute.errors import FusionRouteError, OutputExistsError, SettingsError
 from fusionroute.evaluation.report.routing_ablation import ablation_svg
 from fusionroute.evaluation.statistics import crossed_difference, crossed_mean, holm
@@ -37,7 +37,6 @@ from fusionroute.models.loading import load_model, load_tokenizer
 from fusionroute.models.prompt import CHAT_TEMPLATE, PromptFormat
 from fusionroute.moe.asking import ask
 from fusionroute.moe.c3po import C3POSettings, Rerouting
-from fusionroute.moe.in_context import in_context
 from fusionroute.moe.optimise import Descent
 from fusionroute.moe.oracle import oracle, shuffled_oracle
 from fusionroute.moe.pathways import Pathways, record
@@ -75,12 +74,13 @@ class Found:
     """What a method answered right, by task, and what a question costs.
 
     Attributes:
-        forwards: tokens read per question, in plain reads of a question with its answers.
+        forwards: tokens read per question, in plain reads of it; what is gone through backwards counts no more. None
+            where that means nothing.
         more: whatever else is worth keeping.
     """
 
     correct: dict[str, list[bool]]
-    forwards: float = 1.0
+    forwards: float | None = 1.0
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -178,10 +178,7 @@ class Workshop:
 
     @cached_property
     def swept(self) -> Mapping[str, Any]:
-        folder = self.folder / "sweep"
-        if not (folder / "sweep.json").exists():
-            sweep(self.settings(), folder)
-        return dict(json.loads((folder / "sweep.json").read_text()))
+        return sweep(self.settings(), self.folder / "sweep").as_json()
 
     @cached_property
     def weight(self) -> float:
@@ -196,6 +193,10 @@ class Workshop:
     def roma(self) -> Found:
         more = {"weight": self.weight, "sweep": self.swept}
         return Found(self.tuned(self.folder / "sweep" / "points" / repr(self.weight)), more=more)
+
+    def chosen(self) -> Found:
+        """What `roma sweep` leaves: λ = 0 if that does best on development questions."""
+        return Found(self.tuned(self.folder / "sweep" / "points" / repr(float(self.swept["chosen"]))))
 
     def roma_with(self, name: str, **changes: Any) -> Found:
         """RoMA with other settings; λ is the seed's own."""
@@ -213,22 +214,12 @@ class Workshop:
 
     def oracle(self) -> Found:
         found = oracle(self.gates(), self.encoded, Descent(**DESCENT), batch_size=64)
-        return Found(self.by_task(found.after.correct), 1 + DESCENT["steps"], {"steps": found.steps})
+        return Found(self.by_task(found.after.correct), None)
 
     def shuffled(self) -> Found:
         """The oracle told a wrong label: which of its targets it reaches says how much the oracle means."""
         found = shuffled_oracle(self.gates(), self.encoded, Descent(**DESCENT), seed=self.seed, batch_size=64)
-        return Found(self.by_task(found.right), 1 + DESCENT["steps"], {"reached": self.by_task(found.reached)})
-
-    def in_context(self) -> Found:
-        gates, pathways = self.gates(), self.pathways
-        theirs = ask(gates, self.encoded, batch_size=64, hidden=True).hidden
-        shown = in_context(
-            self.test, pathways.questions, theirs, pathways.embeddings, pathways.correct, k=3, as_messages=True
-        )
-        encoded = encode_questions(shown, self.format)
-        longer = sum(len(each.prompt) for each in encoded) / sum(len(each.prompt) for each in self.encoded)
-        return Found(self.by_task(ask(gates, encoded, batch_size=64).correct), longer)
+        return Found(self.by_task(found.right), None, {"reached": self.by_task(found.reached)})
 
     def soft_prompt(self, kind: str) -> Found:
         folder, virtual_tokens = self.folder / kind, 10
@@ -260,19 +251,20 @@ METHODS: dict[str, Method] = {
     "base": Workshop.base,
     "router tuning (λ = 0)": Workshop.router_tuning,
     "RoMA": Workshop.roma,
+    "the λ that `roma sweep` chose, 0 allowed": Workshop.chosen,
     "RoMA, random neighbours": lambda shop: shop.roma_with("random", neighbours={"kind": "random"}),
     "oracle tuning": lambda shop: shop.roma_with("oracle-tuning", target="oracle"),
     "C3PO kernel": lambda shop: shop.c3po("kernel"),
     "C3PO mode": lambda shop: shop.c3po("mode"),
     "C3PO ngd": lambda shop: shop.c3po("ngd"),
     "C3PO ngd, the oracle's steps": lambda shop: shop.c3po("ngd", **DESCENT),
-    "in-context examples": Workshop.in_context,
     "prompt tuning": lambda shop: shop.soft_prompt("prompt"),
     "prefix tuning": lambda shop: shop.soft_prompt("prefix"),
     "damaged gates": Workshop.damaged,
     "oracle": Workshop.oracle,
     "oracle, wrong labels": Workshop.shuffled,
 }
+COMMIT = git_commit()
 FEWER = (5, 10, 20, 40)
 ABLATION_SEEDS = range(3)
 
@@ -322,18 +314,21 @@ def main() -> None:
     parser.add_argument("part", choices=["train", "measure", "ablate", "render"])
     parser.add_argument("--workers", type=int, default=2, help="seeds at once, one core each")
     parser.add_argument("--seed", type=int, help="this one alone (what the workers do)")
+    parser.add_argument("--family", choices=FAMILIES, action="append", help="measure this one; both by default")
     parser.add_argument("--overwrite", action="store_true", help="replace the results")
     options = parser.parse_args()
     try:
         if options.part == "render":
             print(render())
         elif options.seed is not None:
-            _one_seed(options.part, options.seed)
+            _one_seed(options.part, options.seed, options.family or FAMILIES)
         else:
             results = {"measure": RESULTS, "ablate": ABLATION}.get(options.part)
             if results and results.exists() and not options.overwrite:
                 raise OutputExistsError(f"{results} exists; give --overwrite to replace it")
-            _every_seed(options.part, options.workers)
+            families = (options.family or FAMILIES) if options.part == "measure" else FAMILIES[:1]
+            for family in families:  # one after the other: the first is whole while the second is being measured
+                _every_seed(options.part, options.workers, family)
             if results:
                 write_json(results, {"measure": measured, "ablate": ablated}[options.part]())
                 print(f"{results} is written")
@@ -341,22 +336,22 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def _every_seed(part: str, workers: int) -> None:
+def _every_seed(part: str, workers: int, family: str) -> None:
     def work(seed: int) -> None:
-        command = [sys.executable, __file__, part, "--seed", str(seed)]
+        command = [sys.executable, __file__, part, "--seed", str(seed), "--family", family]
         subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, ABLATION_SEEDS if part == "ablate" else SEEDS))
 
 
-def _one_seed(part: str, seed: int) -> None:
+def _one_seed(part: str, seed: int, families: Sequence[str]) -> None:
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     if part == "train":
         build_moe(RUNS / f"seed-{seed}", seed=seed)
     elif part == "measure":
-        for family in FAMILIES:
+        for family in families:
             shop = Workshop(family, seed)
             for name, method in METHODS.items():
                 _cell(shop, name, method)
@@ -371,15 +366,27 @@ def _cell_file(family: str, seed: int, name: str) -> Path:
 
 
 def _cell(shop: Workshop, name: str, method: Method) -> None:
-    path = _cell_file(shop.family, shop.seed, name)
+    path, settings = _cell_file(shop.family, shop.seed, name), _settings()
     if path.exists():
-        return
+        if json.loads(path.read_text())["settings"] == settings:
+            return
+        raise OutputExistsError(f"{path} was measured with other settings; remove {RUNS / 'cells'} and {RUNS / 'work'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     found = method(shop)
-    write_json(path, vars(found))
+    write_json(path, {**vars(found), "settings": settings, "commit": COMMIT})
     share = np.mean([np.mean(found.correct[task]) for task in SEEN])
     print(f"{shop.family} {shop.seed} {name}: {100 * share:.1f} % ({time.perf_counter() - start:.0f} s)", flush=True)
+
+
+def _settings() -> dict[str, Any]:
+    """What all cells of a comparison have in common."""
+    return {
+        "questions": {"train": TRAIN * len(SEEN), "dev": DEV * len(SEEN), "test, each task": TEST},
+        "optimiser": OPTIMISER,
+        "descent": DESCENT,
+        "sweep": [0.0, *WEIGHTS],
+    }
 
 
 # results
@@ -411,21 +418,15 @@ def _minus(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any
     return found
 
 
-def _made() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    return {
-        "versions": versions(),
-        "commit": commit,
-        "seeds": list(SEEDS),
-        "questions": {"train": TRAIN * len(SEEN), "dev": DEV * len(SEEN), "test, each task": TEST},
-        "optimiser": OPTIMISER,
-        "descent": DESCENT,
-        "sweep": [0.0, *WEIGHTS],
-    }
+def _made(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    commits = sorted({cell["commit"] for cell in cells})
+    return {"versions": versions(), "commits": commits, "seeds": list(SEEDS), **_settings()}
 
 
 def measured() -> dict[str, Any]:
-    return {**_made(), "families": {family: _family(family) for family in FAMILIES}}
+    families = [family for family in FAMILIES if all(_cell_file(family, seed, "base").exists() for seed in SEEDS)]
+    cells = [cell for family in families for name in METHODS for cell in _runs(family, name)]
+    return {**_made(cells), "families": {family: _family(family) for family in families}}
 
 
 def _family(family: str) -> dict[str, Any]:
@@ -446,10 +447,14 @@ def _family(family: str) -> dict[str, Any]:
             for name, each in cells.items()
         },
         "RoMA minus": differences,
-        "forwards": {name: float(np.mean([cell["forwards"] for cell in each])) for name, each in cells.items()},
+        "forwards": {name: _mean_forwards(each) for name, each in cells.items()},
         "weights": [cell["more"]["weight"] for cell in cells["RoMA"]],
         "sweeps": [cell["more"]["sweep"] for cell in cells["RoMA"]],
     }
+
+
+def _mean_forwards(cells: Sequence[Mapping[str, Any]]) -> float | None:
+    return None if cells[0]["forwards"] is None else float(np.mean([cell["forwards"] for cell in cells]))
 
 
 def _closed(cells: Mapping[str, Sequence[Mapping[str, Any]]], name: str, tasks: Sequence[str]) -> float:
@@ -468,7 +473,10 @@ def ablated() -> dict[str, Any]:
         for group, label, _ in ABLATIONS
     ]
     bounds = {name: _accuracy(_runs(family, name, ABLATION_SEEDS)) for name in ("base", "oracle")}
-    return {**_made(), "seeds": list(ABLATION_SEEDS), "family": family, "rows": rows, **bounds}
+    cells = [
+        cell for group, label, _ in ABLATIONS for cell in _runs(family, f"ablation {group} {label}", ABLATION_SEEDS)
+    ]
+    return {**_made(cells), "seeds": list(ABLATION_SEEDS), "family": family, "rows": rows, **bounds}
 
 
 # tables
@@ -495,7 +503,7 @@ def _family_table(family: str, record: Mapping[str, Any]) -> str:
     found = record["families"][family]
     lines = [
         f"| {family} | seen tasks, % (95 % interval) | held-out tasks, % | gap closed, %: seen, held out | "
-        "RoMA minus it, points, seen (p after Holm) | forwards |",
+        "RoMA minus it, points, seen (p after Holm) | tokens read, in reads of the question |",
         "|---|---|---|---|---|---|",
     ]
     for name, accuracy in found["accuracy"].items():
@@ -503,7 +511,8 @@ def _family_table(family: str, record: Mapping[str, Any]) -> str:
         gain = f"{_points(minus['seen'])} ({minus['seen']['p after Holm']:.4f})" if minus else ""
         gap = f"{100 * closed['seen']:.0f}, {100 * closed['held out']:.0f}"
         cells = [name, _percent(accuracy["seen"]), _percent(accuracy["held out"]), gap, gain]
-        lines.append("| " + " | ".join([*cells, f"{found['forwards'][name]:.1f}"]) + " |")
+        forwards = found["forwards"][name]
+        lines.append("| " + " | ".join([*cells, "" if forwards is None else f"{forwards:.1f}"]) + " |")
     reached = found["reached"]
     return "\n".join(
         [*lines, "", f"Told wrong labels, the oracle reaches {_percent(reached['seen'])} of them (held out "
