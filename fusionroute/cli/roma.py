@@ -12,6 +12,7 @@ from rich.console import Console
 from fusionroute.cli import options
 from fusionroute.cli.console import quiet, stdout
 from fusionroute.cli.overrides import with_overrides
+from fusionroute.cli.question_format import Chosen, choose_format
 from fusionroute.config import read_yaml
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fusionroute.moe.questions import Encoded, Question
     from fusionroute.moe.settings import RoMASettings
     from fusionroute.moe.sweep import Sweep
+    from fusionroute.moe.watching import Progress
 
 SettingsYaml = Annotated[
     Path, typer.Argument(metavar="SETTINGS.yaml", help="Model, questions and options.", show_default=False)
@@ -48,7 +50,15 @@ Questions = Annotated[
     ),
 ]
 Prompt = Annotated[
-    str | None, typer.Option("--prompt", help="Prompt format: chat_template or alpaca; else text as it is.")
+    str | None,
+    typer.Option(
+        "--prompt",
+        help="Prompt format: chat_template, alpaca, or text (as it is). Left out: that of the run of `roma train` or "
+        "`roma sweep` in which MODEL lies; for other models text.",
+    ),
+]
+Layers = Annotated[
+    str, typer.Option("--layers", help="How many of the last MoE layers, a list of places such as 0,3,5, or all.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first questions.")]
 BatchSize = Annotated[
@@ -117,16 +127,18 @@ def evaluate(
     quiet()
     from fusionroute.terminal import RichProgress
 
-    console, correct = stdout(), {}
+    console, chosen = stdout(), choose_format(model, prompt)
+    correct: dict[str, list[bool]] = {}
     with RichProgress(Console(stderr=True, highlight=False)) as progress:
         for name in dict.fromkeys([model, *([reference_base] if reference_base else [])]):
-            asked, _, encoded, gates = load(name, questions, prompt, limit, device, dtype, layers=1)
-            from fusionroute.moe.asking import ask
-
-            said = ask(gates, encoded, batch_size=batch_size, progress=progress)
-            correct[name] = [bool(each) for each in said.correct]
+            asked, correct[name] = _verdicts(name, questions, chosen, limit, batch_size, device, dtype, progress)
     found = _accuracies(asked, correct[model])
-    result: dict[str, Any] = {"model": model, "questions": str(questions), **_as_json(found)}
+    result: dict[str, Any] = {
+        "model": model,
+        "questions": str(questions),
+        "prompt": chosen.name,
+        **_as_json(found),
+    }
     if reference_base:
         theirs = _accuracies(asked, correct[reference_base])
         result["reference"] = {"model": reference_base, **_as_json(theirs)}
@@ -142,12 +154,31 @@ def evaluate(
             f"{model} minus {reference_base}, mean of tasks: {100 * difference['value']:+.1f} points "
             f"({100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}, p = {difference['p']:.2g})",
         )
+    say_format(console, chosen)
+
+
+def _verdicts(
+    model: str,
+    questions: Path,
+    chosen: Chosen,
+    limit: int | None,
+    batch_size: int,
+    device: str | None,
+    dtype: str | None,
+    progress: "Progress",
+) -> "tuple[list[Question], list[bool]]":
+    """What was asked, and whether it was answered correctly. The model is gone from memory when this returns."""
+    from fusionroute.moe.asking import ask
+
+    asked, _, encoded, gates = load(model, questions, chosen, limit, device, dtype, layers=1)
+    said = ask(gates, encoded, batch_size=batch_size, progress=progress)
+    return asked, [bool(each) for each in said.correct]
 
 
 def oracle(
     model: Model,
     questions: Questions,
-    layers: Annotated[str, typer.Option("--layers", help="How many of the last MoE layers, or all.")] = "5",
+    layers: Layers = "5",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of descent on each question's routing.")] = 10,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", help="Of the first step; it falls as a cosine.")
@@ -161,7 +192,10 @@ def oracle(
     dtype: options.Dtype = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """How far routing alone could take a model that knows the answers, beside the same with wrong ones: no method."""
+    """What descent on the last prompt token's routing finds with the label known, beside the same with wrong labels.
+
+    No method, and no bound on gates that are trained, which route every token.
+    """
     quiet()
     from fusionroute.evaluation.statistics import wilson
     from fusionroute.moe.optimise import Descent
@@ -170,13 +204,15 @@ def oracle(
     from fusionroute.terminal import RichProgress
 
     how = Descent(steps=steps, learning_rate=learning_rate, final=min(1e-5, learning_rate), core=core)
-    _, _, encoded, gates = load(model, questions, prompt, limit, device, dtype, layers=layers_of(layers))
+    chosen = choose_format(model, prompt)
+    _, _, encoded, gates = load(model, questions, chosen, limit, device, dtype, layers=layers_of(layers))
     with RichProgress(Console(stderr=True, highlight=False)) as progress:
         found = find(gates, encoded, how, batch_size=batch_size, progress=progress)
         control = shuffled_oracle(gates, encoded, how, seed=seed, batch_size=batch_size, progress=progress)
     shares = {
         "own_routing": found.before.correct,
         "oracle": found.after.correct,
+        "wrong_answers_under_own_routing": control.before,
         "told_wrong_answers_reaches_them": control.reached,
         "told_wrong_answers_still_right": control.right,
     }
@@ -185,7 +221,10 @@ def oracle(
         said = {
             "model": model,
             "questions": str(questions),
+            "prompt": chosen.name,
             "steps": steps,
+            "descent": asdict(found.descent),
+            "seed": seed,
             "layers": [gate.name for gate in gates.gates],
         }
         print(json.dumps({**said, **{name: asdict(each) for name, each in estimates.items()}}, indent=2))
@@ -195,9 +234,12 @@ def oracle(
         say(console, f"{name.replace('_', ' '):32} {_percent(estimate)}")
     say(
         console,
-        f"n = {len(encoded)}, {steps} steps of descent on the last prompt token in {gates.count} layers; an upper "
-        "bound that knows the labels. What it reaches with wrong ones says how much of it is fitting",
+        f"n = {len(encoded)}; {steps} steps of descent, the first at rate {learning_rate:g}, on the routing of the "
+        f"last prompt token in {gates.count} layers, with the label known. This is no method, and no bound on gates "
+        "that are trained, which route every token. What it reaches with wrong labels, beyond those that were the "
+        "model's own answers, says how much of it is fitting",
     )
+    say_format(console, chosen)
 
 
 def sweep(
@@ -218,7 +260,7 @@ def sweep(
     with RichProgress(Console(stderr=True, highlight=False) if as_json else console) as progress:
         found = run(parsed, output, overwrite=overwrite, progress=progress)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        print(json.dumps({"prompt": parsed.prompt, **found.as_json()}, indent=2, ensure_ascii=False))
         return
     console.print(_sweep_table(found))
     say(console, f"λ = {found.chosen:g} was chosen; {output} is ready, and {output / SWEEP_FILE} has every point")
@@ -232,19 +274,23 @@ def _settings(path: Path, override: list[str] | None, delta: bool) -> "RoMASetti
     return RoMASettings.parse({**values, **({"save": "delta"} if delta else {})}, source=str(path))
 
 
-def layers_of(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdecimal() else text
+def layers_of(text: str) -> int | str | tuple[int, ...]:
+    """A number, a list of them if there is a comma, or a word, which `choose_gates` judges."""
+    places = [place.strip() for place in text.split(",") if place.strip()]
+    if not places or not all(place.removeprefix("-").isdecimal() for place in places):
+        return text
+    return tuple(map(int, places)) if "," in text else int(text)
 
 
 def load(
     model: str,
     questions: Path,
-    prompt: str | None,
+    prompt: Chosen,
     limit: int | None,
     device: str | None,
     dtype: str | None,
     *,
-    layers: int | str,
+    layers: int | str | tuple[int, ...],
 ) -> "tuple[list[Question], PromptFormat, list[Encoded], Gates]":
     """Questions as text, how they are put, as token ids; and the gates of the model."""
     from fusionroute.models.gates import Gates
@@ -254,7 +300,7 @@ def load(
     from fusionroute.moe.questions import encode_questions, read_questions
 
     asked = read_questions(questions, limit)
-    prompt_format = PromptFormat(load_tokenizer(model), prompt)
+    prompt_format = PromptFormat(load_tokenizer(model), prompt.name)
     live = load_model(model, device=device, dtype=dtype)
     return asked, prompt_format, encode_questions(asked, prompt_format, context_length(live)), Gates(live, layers)
 
@@ -314,17 +360,23 @@ def _sweep_table(found: "Sweep") -> "Table":
 
     caption = f"n = {found.base.n} development questions, 95 % intervals; λ = 0 is plain router tuning"
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-    for column in ("λ", "right answers in %", "loss"):
+    for column in ("λ", "right answers in %", "mean of tasks", "loss"):
         table.add_column(column, justify="left" if column == "λ" else "right")
     for point in (found.base, *found.points):
         name = "untouched" if point.weight is None else f"{point.weight:g}"
         style = "bold" if point.weight == found.chosen else None
-        table.add_row(name, _percent(wilson(point.correct, point.n)), f"{point.loss:.4f}", style=style)
+        right = _percent(wilson(point.correct, point.n))
+        table.add_row(name, right, f"{100 * float(point.mean):.1f}", f"{point.loss:.4f}", style=style)
     return table
 
 
 def _percent(estimate: "Estimate") -> str:
     return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+
+
+def say_format(console: Console, chosen: Chosen) -> None:
+    if chosen.remark:
+        say(console, chosen.remark)
 
 
 def say(console: Console, line: str) -> None:

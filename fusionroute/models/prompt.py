@@ -159,8 +159,13 @@ class PromptFormat:
 
 
 def as_text(prompt: Prompt) -> str:
-    """A prompt in plain words for whoever has no format for it; messages one after another with their roles."""
+    """A prompt in plain words for whoever has no format for it; messages one after another with their roles.
+
+    A user's message alone is what it says, as the same question given as a string.
+    """
     if isinstance(prompt, str):
         return prompt
     messages: Any = prompt
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return str(messages[0]["content"])
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)

@@ -110,12 +110,10 @@ class C3PO(Method):
         return [self._text(sequence) for sequence in sequences] if self.rerouting.reads_text else None
 
     def _text(self, sequence: Sequence) -> str:
-        """The question before it was rendered, if it is known; of a single message what it says, as of a string."""
+        """The question before it was rendered, if it is known, in the words in which references were embedded."""
         prompt: Any = sequence.prompt
-        if isinstance(prompt, str):
-            return prompt
-        if prompt is not None and isinstance(prompt[0], Mapping):
-            return str(prompt[0]["content"]) if len(prompt) == 1 else as_text(prompt)
+        if isinstance(prompt, str) or (prompt is not None and isinstance(prompt[0], Mapping)):
+            return as_text(prompt)
         if self.tokenizer is None:
             raise SettingsError("the embedder reads text and the prompt is token ids; give the method a tokenizer")
         return str(self.tokenizer.decode(_prompt(sequence), skip_special_tokens=True))

@@ -13,6 +13,7 @@ from fusionroute.errors import CheckpointError, SettingsError
 from fusionroute.models.gates import Gates
 from fusionroute.models.prompt import Prompt, PromptFormat, as_text
 from fusionroute.moe.identity import weights_hash
+from fusionroute.moe.passes import sum_over
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +100,10 @@ class SelfEmbedder:
         self.model.eval()
         try:
             base: Any = self.model.base_model
-            hidden = base(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state.float()
+            hidden = base(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state
         finally:
             self.model.train(was_training)
-        return ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu()
+        return (sum_over(hidden, mask) / mask.sum(1, keepdim=True)).cpu()
 
     def fingerprint(self) -> str:
         return weights_hash(self.model)

@@ -1,15 +1,18 @@
 """Whether questions to be judged by stand among those learned from: word for word, inside another, or nearly so."""
 
 import re
+import string
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusionroute.errors import DataError
+from fusionroute.moe.neighbours import refuse_broken_embeddings
 from fusionroute.moe.questions import Question
 from fusionroute.moe.quotes import quoted
 
@@ -19,6 +22,20 @@ QUOTED = 0.6  # of it, different passages of one document less than 0.1
 ROWS_TOGETHER = 512
 EXAMPLES = 2
 Partners = dict[int, dict[int, float]]  # of each training row that has any: rows in test, and how alike they are
+# Answers that say nothing without their question, by kinds that are told apart; one question is put in several of them
+KINDS = (
+    frozenset({"yes", "no"}),
+    frozenset({"yes", "no", "maybe"}),
+    frozenset({"true", "false"}),
+    frozenset({"true", "false", "neither"}),
+    frozenset({"correct", "incorrect"}),
+    frozenset({"right", "wrong"}),
+    frozenset({"positive", "negative", "neutral"}),
+    frozenset({"entailment", "neutral", "contradiction"}),
+    frozenset({"entailment", "not entailment"}),
+)
+STAND_INS = frozenset(string.ascii_lowercase + string.digits)  # for any answer, where they are options
+LABELS = STAND_INS.union(*KINDS)
 OPERATORS = r"[-+*/=<>%^−×÷]"
 WORDS = re.compile(rf"[^\W_]+|(?<=\d)\s*{OPERATORS}|{OPERATORS}(?=\s*\d)")
 
@@ -84,12 +101,17 @@ def overlap(
     embeddings with a cosine above ``threshold``.
 
     Where questions are given and not their texts alone, equal prompts with other options and another answer ("Which of
-    these is true?") are different questions, and so are prompts that are merely alike with another answer.
+    these is true?") are different questions, and so are prompts that are merely alike with another answer. Options such
+    as yes and no, True and False, or A to D tell no question from another: see `LABELS`. Of messages, what the user
+    says is compared.
 
     Args:
         embeddings: of ``train`` and ``test``, ``[n, d]`` and ``[m, d]``; None compares words alone.
         centre: subtracted from embeddings first, ``[d]``; see `Pathways.centre`. Mean hidden states need it, for their
             cosines are all near 1.
+
+    Raises:
+        ModelOutputError: embeddings that are no numbers, of which no cosine is above anything.
     """
     ours, theirs = [_Asked.of(each) for each in train], [_Asked.of(each) for each in test]
     exact = {row: dict.fromkeys(partners, 1.0) for row, partners in _exact_pairs(ours, theirs).items()}
@@ -97,6 +119,7 @@ def overlap(
     near: Partners = {}
     if embeddings is not None:
         assert [len(each) for each in embeddings] == [len(train), len(test)], "one embedding per question"
+        refuse_broken_embeddings(*embeddings)
         near = _possible(_near_pairs(embeddings, threshold, centre), ours, theirs)
     return Overlap(
         exact=tuple((row, min(partners)) for row, partners in exact.items()),
@@ -143,22 +166,42 @@ class _Asked:
     def of(cls, question: str | Question) -> "_Asked":
         if isinstance(question, str):
             return cls(normalised(question), frozenset(), "", "")
-        prompt, options = normalised(question.text), [normalised(option) for option in question.options]
+        prompt, options = normalised(_said(question)), [normalised(option) for option in question.options]
         return cls(
             prompt, frozenset(options), " ".join([prompt, *options]) if options else "", normalised(question.answer)
         )
 
+    @property
+    def vocabulary(self) -> frozenset[str]:
+        """What could have been answered; none if anything could."""
+        return self.options or next((kind for kind in KINDS if self.answer in kind), frozenset())
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its answers say nothing of what is asked."""
+        return bool(self.vocabulary) and self.vocabulary <= LABELS
+
+    @property
+    def has_stand_ins(self) -> bool:
+        return bool(self.options) and self.options <= STAND_INS
+
     def may_be(self, other: "_Asked") -> bool:
         """Whether options or answers leave it open that both are one question."""
-        if not self.options or not other.options:
+        if not self.options or not other.options or self.has_labels or other.has_labels:
             return True
         return self.options == other.options or self.answer == other.answer
 
     def may_be_nearly(self, other: "_Asked") -> bool:
         """The same of questions whose prompts differ: what follows h and what follows y are two questions."""
+        return self._may_be_answered_like(other) and self.may_be(other)
+
+    def _may_be_answered_like(self, other: "_Asked") -> bool:
         ours, theirs = f" {self.answer} ", f" {other.answer} "  # a worked answer holds the bare one
-        is_answer_alike = not self.answer or not other.answer or ours in theirs or theirs in ours
-        return is_answer_alike and self.may_be(other)
+        if not self.answer or not other.answer or ours in theirs or theirs in ours:
+            return True
+        if {self.answer, other.answer} <= self.vocabulary & other.vocabulary:
+            return False
+        return self.has_stand_ins or other.has_stand_ins or (self.has_labels and other.has_labels)
 
 
 def _exact_pairs(train: list[_Asked], test: list[_Asked]) -> dict[int, list[int]]:
@@ -203,6 +246,15 @@ def _closest(pairs: Partners, besides: Set[int]) -> tuple[tuple[int, int, float]
     """Of each training row its closest partner, but for rows that are counted already."""
     closest = {row: max(partners, key=partners.__getitem__) for row, partners in pairs.items() if row not in besides}
     return tuple((row, at, pairs[row][at]) for row, at in sorted(closest.items()))
+
+
+def _said(question: Question) -> str:
+    """What the user says: roles, and what a system prompt says, are no part of a question."""
+    messages: Any = question.prompt
+    if isinstance(messages, str):
+        return messages
+    said = [message["content"] for message in messages if message["role"] == "user"]
+    return "\n\n".join(said or [message["content"] for message in messages])
 
 
 def _text(question: str | Question) -> str:

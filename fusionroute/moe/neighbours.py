@@ -44,7 +44,8 @@ def neighbours(
 ) -> Neighbours:
     """The ``k`` most similar references of each query, Eq. (3), or all of at least ``epsilon``, Eq. (4).
 
-    Exact; ties go to the reference that comes first. Fewer than ``k`` neighbours are taken as they are.
+    Exact; ties go to the reference that comes first, as far as `nearest` promises it. Fewer than ``k`` neighbours are
+    taken as they are.
 
     Args:
         queries, references: embeddings, ``[n, d]`` and ``[m, d]``.
@@ -60,16 +61,51 @@ def neighbours(
         SettingsError: k, ε or σ out of range.
     """
     _check_settings(k, epsilon, sigma)
-    _check_embeddings(queries, references)
+    refuse_broken_embeddings(queries, references)
     found = nearest(queries, references, k, allowed=allowed, exclude_self=exclude_self, block=block)
     if sigma is None:
         sigma = _median_distance(found, allowed)
     else:
         _refuse_empty(found, allowed)
     if epsilon is not None:
-        radius = -2 * sigma**2 * torch.tensor(epsilon, dtype=torch.float64).log().item()
+        radius = _radius(sigma, epsilon)
         found = within(queries, references, radius, allowed=allowed, exclude_self=exclude_self, block=block)
     return Neighbours(found.index, _weights(found.square, sigma).float(), sigma)
+
+
+def neighbours_of_each(
+    queries: Tensor,
+    references: Tensor,
+    allowed: Tensor,
+    *,
+    k: int = 3,
+    epsilon: float | None = None,
+    sigma: float,
+) -> Neighbours:
+    """`neighbours` where each query has a success set of its own, ``allowed [n, m]``; it may be empty.
+
+    All are searched at once, for more neighbours than are wanted; of them each query's own are kept.
+
+    Raises:
+        ModelOutputError, SettingsError: as `neighbours` raises them.
+    """
+    _check_settings(k, epsilon, sigma)
+    refuse_broken_embeddings(queries, references)
+    if epsilon is None:
+        others = (~allowed[allowed.any(1)]).sum(1)
+        most = int(others.max()) if len(others) else 0
+        found = _only(allowed, nearest(queries, references, k + most))
+        first = found.square.isinf().long().argsort(dim=1, stable=True)[:, :k]
+        found = Found(found.index.gather(1, first), found.square.gather(1, first))
+    else:
+        found = _only(allowed, within(queries, references, _radius(sigma, epsilon)))
+    return Neighbours(found.index, _weights(found.square, sigma).float(), sigma)
+
+
+def _only(allowed: Tensor, found: Found) -> Found:
+    """Without what a query may not find."""
+    forbidden = ~allowed.gather(1, found.index)
+    return Found(found.index.masked_fill(forbidden, 0), found.square.masked_fill(forbidden, torch.inf))
 
 
 def random_neighbours(n: int, allowed: Tensor, k: int, seed: int, exclude_self: bool) -> Neighbours:
@@ -103,6 +139,11 @@ def _draw(sizes: Tensor, k: int, generator: torch.Generator) -> Tensor:
         taken = (drawn[:, :column] == number[:, None]).any(1)
         drawn[:, column] = torch.where(taken, last, number).where(last >= 0, -1)
     return drawn
+
+
+def _radius(sigma: float, epsilon: float) -> float:
+    """The squared distance at which similarity is ``epsilon``."""
+    return -2 * sigma**2 * float(torch.tensor(epsilon, dtype=torch.float64).log())
 
 
 def _weights(square: Tensor, sigma: float) -> Tensor:
@@ -143,7 +184,8 @@ def _check_settings(k: int, epsilon: float | None, sigma: float | None) -> None:
         raise SettingsError(f"sigma is a distance above 0; got {sigma}")
 
 
-def _check_embeddings(*tables: Tensor) -> None:
+def refuse_broken_embeddings(*tables: Tensor) -> None:
+    """Raise `ModelOutputError` unless all are numbers."""
     for table in tables:
         if not table.isfinite().all():
             raise ModelOutputError(

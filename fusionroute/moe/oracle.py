@@ -1,6 +1,7 @@
-"""How far routing alone could take a model: the oracle over whole sets of questions, beside one that is told a lie.
+"""What descent finds on the last prompt token with the label known, over sets of questions, beside one told a lie.
 
-An oracle with a large reach fits any label, so what it reaches with wrong ones says how much its figure means.
+No method, and no bound on gates that are trained, which route every token. An oracle with a large reach fits any label,
+so what it reaches with wrong ones says how much its figure means.
 """
 
 import random
@@ -24,12 +25,12 @@ class Oracle:
 
     Attributes:
         routing: ``[n, L, E]``, of the last prompt token.
-        steps: of the descent; an oracle's figure means nothing without it.
+        descent: how it was found; an oracle's figure means nothing without it.
         before, after: what the model says of the right answers under its own routing, and under this one.
     """
 
     routing: Tensor
-    steps: int
+    descent: Descent
     before: Said
     after: Said
 
@@ -39,10 +40,12 @@ class Shuffled:
     """The control: the same descent, told that a wrong answer is the right one.
 
     Attributes:
+        before: bool ``[n]``, the wrong answer was the model's already, under its own routing.
         reached: bool ``[n]``, the wrong answer has become the model's.
         right: bool ``[n]``, the right answer is the model's all the same.
     """
 
+    before: Tensor
     reached: Tensor
     right: Tensor
 
@@ -55,7 +58,9 @@ def oracle(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Oracle:
-    """The best routing of each question, found on its true label: an upper bound, never a competitor.
+    """The best routing of each question, found on its true label: what descent finds, and no method.
+
+    It moves the last prompt token alone, so that it bounds no method that moves others too.
 
     Raises:
         ModelOutputError: see `descend`.
@@ -63,7 +68,7 @@ def oracle(
     how = how or Descent()
     routing = best_routing(gates, encoded, how, batch_size=batch_size, progress=progress)
     before = ask(gates, encoded, batch_size=batch_size)
-    return Oracle(routing, how.steps, before, ask(gates, encoded, batch_size=batch_size, routing=routing))
+    return Oracle(routing, how, before, ask(gates, encoded, batch_size=batch_size, routing=routing))
 
 
 def shuffled_oracle(
@@ -78,8 +83,9 @@ def shuffled_oracle(
     """The same for `mislabelled` questions. Raises as `mislabelled` and `descend` do."""
     aims = mislabelled(encoded, seed)
     routing = best_routing(gates, aims, how or Descent(), batch_size=batch_size, progress=progress)
+    before = ask(gates, aims, batch_size=batch_size).correct
     reached, right = (ask(gates, each, batch_size=batch_size, routing=routing).correct for each in (aims, encoded))
-    return Shuffled(reached, right)
+    return Shuffled(before, reached, right)
 
 
 def best_routing(

@@ -9,10 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.nn.utils.rnn import pad_sequence
 
 from fusionroute.errors import DataError
-from fusionroute.moe.neighbours import Neighbours, neighbours
+from fusionroute.moe.neighbours import Neighbours, neighbours, neighbours_of_each
 from fusionroute.moe.pathways import Pathways
 from fusionroute.moe.questions import Encoded
 
@@ -82,17 +81,7 @@ class References:
         return ours @ theirs.T <= self.duplicate
 
     def _nearest(self, queries: Tensor, among: Tensor, sigma: float, allowed: Tensor) -> Neighbours:
-        """One by one: each input has duplicates of its own."""
-        found = [
-            neighbours(query[None], among, mask, k=self.k, epsilon=self.epsilon, sigma=sigma, exclude_self=False)
-            for query, mask in zip(queries, allowed, strict=True)
-            if bool(mask.any())
-        ]
-        rows = iter(found)
-        none = Neighbours(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0), sigma)
-        each = [next(rows) if has_any else none for has_any in allowed.any(1).tolist()]
-        index = pad_sequence([one.index[0] for one in each], batch_first=True)
-        return Neighbours(index, pad_sequence([one.weight[0] for one in each], batch_first=True), sigma)
+        return neighbours_of_each(queries, among, allowed, k=self.k, epsilon=self.epsilon, sigma=sigma)
 
     @cached_property
     def _question_sigma(self) -> float:

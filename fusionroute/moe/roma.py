@@ -1,5 +1,6 @@
 """Routing Manifold Alignment (arXiv 2511.07419): from a settings file to a checkpoint in which only routers changed."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fusionroute.environment import versions
-from fusionroute.errors import SettingsError
+from fusionroute.errors import OutputExistsError, SettingsError
 from fusionroute.models.gates import Gates
 from fusionroute.models.loading import load_model, load_tokenizer
 from fusionroute.models.prompt import PromptFormat
@@ -20,6 +21,7 @@ from fusionroute.moe.leakage import Overlap, overlap, refuse_overlap
 from fusionroute.moe.neighbours import Neighbours
 from fusionroute.moe.pathways import Pathways, record
 from fusionroute.moe.questions import Encoded, Question
+from fusionroute.moe.recording import questions_hash
 from fusionroute.moe.roma_batches import Targets
 from fusionroute.moe.roma_data import encode_sources, judging_sets, padding_id, read_sources, refuse_same_texts
 from fusionroute.moe.roma_folder import (
@@ -27,13 +29,23 @@ from fusionroute.moe.roma_folder import (
     MODEL_FOLDER,
     ORACLE_FOLDER,
     PATHWAYS_FOLDER,
+    POINTS_FOLDER,
     REPORT_FILE,
     last_checkpoint,
     open_run,
 )
 from fusionroute.moe.roma_targets import graph, manifold_targets, oracle_targets
 from fusionroute.moe.roma_trainer import RoMAArguments, RoMATrainer
-from fusionroute.moe.router_delta import DELTA_FILE, BaseFiles, apply_delta, save_delta, tensors_on_disk, write_tuned
+from fusionroute.moe.router_delta import (
+    DELTA_FILE,
+    BaseFiles,
+    apply_delta,
+    load_delta,
+    refuse_other_base,
+    save_delta,
+    tensors_on_disk,
+    write_tuned,
+)
 from fusionroute.moe.settings import RoMASettings
 from fusionroute.moe.watching import Progress, ReportSteps, Silent
 from fusionroute.output import write_json
@@ -85,7 +97,7 @@ def train_roma(
         The checkpoint's folder, or the delta's file.
 
     Raises:
-        OutputExistsError: ``output`` holds something else, or a run of other settings.
+        OutputExistsError: ``output`` holds something else, or a run of other settings or of other questions.
         SettingsError, DataError, UnsupportedModelError, CheckpointError, ModelOutputError: before training, wherever
             possible: unknown layers, overlapping sets, no question answered correctly, logits that overflow.
         KeyboardInterrupt: after Ctrl-C, with everything kept that is needed to continue.
@@ -93,6 +105,7 @@ def train_roma(
     folder, told = Path(output), progress or Silent()
     open_run(folder, settings, overwrite=overwrite)
     if (folder / REPORT_FILE).is_file():
+        _refuse_other_inputs(settings, folder)
         if not result_of(folder, settings).exists():  # only the routers were saved before
             apply_delta(settings.model, folder, folder / MODEL_FOLDER)
         told.finish(f"{folder} is already finished; nothing to do")
@@ -134,7 +147,8 @@ def prepare(settings: RoMASettings, folder: Path, progress: Progress) -> Prepare
         prompt_format=prompt_format,
         embedder=frozen,
         batch_size=settings.batch_size,
-        overwrite=True,  # of a recording of ours for other settings; this run's own is kept
+        # of a recording of ours for other settings; what routers were tuned by already is refused if it differs
+        overwrite=not any((folder / begun).exists() for begun in (CHECKPOINTS, POINTS_FOLDER)),
         progress=progress,
     )
     overlaps = _check_meanings(pathways, sets, frozen, settings)
@@ -145,6 +159,7 @@ def prepare(settings: RoMASettings, folder: Path, progress: Progress) -> Prepare
         targets = oracle_targets(settings, pathways, gates, encoded, folder / ORACLE_FOLDER, progress)
     else:
         found = graph(pathways, settings.neighbours, settings.seed)
+        _tell_of_empty(found, settings, progress)
         targets = manifold_targets(settings, found, pathways, gates, encoded, padding_id(tokenizer))
     return Prepared(
         settings, gates, tokenizer, base, encoded, dev_questions, dev_encoded, pathways, targets, found, overlaps
@@ -199,8 +214,19 @@ def report(
     prepared: Prepared, trainer: RoMATrainer, weight: float, before: Sequence[bool], after: Sequence[bool]
 ) -> dict[str, Any]:
     """What a run was, in numbers."""
-    trained = sum(each.numel() for each in prepared.gates.parameters())
     logs = [log for log in trainer.state.log_history if "loss" in log]
+    return {
+        **facts(prepared),
+        "weight": weight,
+        "steps": trainer.state.global_step,
+        "last_log": logs[-1] if logs else None,
+        "dev": {"n": len(after), "correct_before": sum(before), "correct_after": sum(after)} if after else None,
+    }
+
+
+def facts(prepared: Prepared) -> dict[str, Any]:
+    """What is the same for every λ, in numbers."""
+    trained = sum(each.numel() for each in prepared.gates.parameters())
     found, pathways = prepared.found, prepared.pathways
     return {
         "fusionroute": versions()["fusionroute"],
@@ -214,16 +240,42 @@ def report(
         "sigma": None if found is None or found.sigma != found.sigma else found.sigma,
         "empty_neighbourhoods": None if found is None else found.empty,
         "overlaps": prepared.overlaps,
-        "weight": weight,
-        "steps": trainer.state.global_step,
-        "last_log": logs[-1] if logs else None,
-        "dev": {"n": len(after), "correct_before": sum(before), "correct_after": sum(after)} if after else None,
+        "data": data_hashes(prepared.settings),
     }
+
+
+def data_hashes(settings: RoMASettings) -> dict[str, str]:
+    """What the files of questions hold now, before any are left out."""
+    data = settings.data
+    sets = {"train": read_sources(data.train, data.limit), "dev": read_sources(data.dev)}
+    return {name: questions_hash(questions) for name, questions in sets.items()}
 
 
 def result_of(folder: Path, settings: RoMASettings) -> Path:
     """What a run leaves for use: the checkpoint's folder, or the delta's file."""
     return folder / (MODEL_FOLDER if settings.save == "model" else DELTA_FILE)
+
+
+def _refuse_other_inputs(settings: RoMASettings, folder: Path) -> None:
+    """Raise `OutputExistsError` or `CheckpointError` where files changed under a finished run of the same names."""
+    before = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8")).get("data")
+    others = [name for name, now in data_hashes(settings).items() if before is not None and before.get(name) != now]
+    if others:
+        named = " and ".join(f"data.{name}" for name in others)
+        raise OutputExistsError(
+            f"{folder} is a finished run on other questions: {named} changed since; "
+            "choose another output folder, or ask for it to be overwritten"
+        )
+    refuse_other_base(BaseFiles(settings.model), folder, *load_delta(folder))
+
+
+def _tell_of_empty(found: Neighbours, settings: RoMASettings, progress: Progress) -> None:
+    if found.empty:
+        epsilon = settings.neighbours.epsilon
+        of = "" if epsilon is None else f" at least {epsilon:g} similar (ε)"
+        progress.finish(
+            f"{found.empty:,} of {len(found.weight):,} questions have no neighbour{of}, so their routing is not pulled"
+        )
 
 
 def _arguments(settings: RoMASettings, weight: float, folder: Path, device: torch.device) -> RoMAArguments:

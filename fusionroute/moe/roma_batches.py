@@ -58,10 +58,18 @@ def pad_right(questions: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean negative log-likelihood of each question's answer tokens. ``[b, S, V]``, ``[b, S]`` to ``[b]``."""
-    losses = nn.functional.cross_entropy(
-        _precise(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view(labels.shape)
-    return losses.sum(1) / labels.ne(IGNORED).sum(1)
+    is_answer = labels.ne(IGNORED)  # only these are made float32, of which a row is the whole vocabulary
+    said = nn.functional.cross_entropy(_precise(logits[is_answer]), labels[is_answer], reduction="none")
+    losses = said.new_zeros(labels.shape).masked_scatter(is_answer, said)
+    return losses.sum(1) / is_answer.sum(1)
+
+
+def answer_columns(labels: Tensor) -> Tensor:
+    """Positions of ``[b, S]`` at which any answer is predicted, for ``logits_to_keep``.
+
+    They count from the end, −1 being the last, so that a soft prompt in front of the text does not move them.
+    """
+    return labels.ne(IGNORED).any(0).nonzero().flatten() - labels.shape[1]
 
 
 def _precise(logits: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from fusionroute.errors import FusionRouteError
 from fusionroute.models.gates import Gates, rows_of
 from fusionroute.moe.master_weights import MasterAdamW
 from fusionroute.moe.questions import Encoded
-from fusionroute.moe.roma_batches import IGNORED, Collator, Rows, Targets, Where, answer_loss
+from fusionroute.moe.roma_batches import Collator, Rows, Targets, Where, answer_columns, answer_loss
 from fusionroute.moe.watching import StopOnInterrupt
 from fusionroute.ops.manifold import manifold_loss
 
@@ -106,15 +106,15 @@ class RoMATrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         # Without labels: with them, some families would add their load-balancing loss
-        kept = inputs["labels"].shape[1] - int(inputs["labels"].ne(IGNORED).int().argmax(1).min())
+        at = answer_columns(inputs["labels"])
         with self.gates.reading() as tap:
             outputs = model(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False,
-                logits_to_keep=kept,
+                logits_to_keep=at,
             )  # fmt: skip
             routing = tap.routing(rows_of(inputs["attention_mask"], inputs["positions"]))
         self._refuse_cut_graph(routing)
-        task = answer_loss(outputs.logits[:, -kept:], inputs["labels"][:, -kept:])
+        task = answer_loss(outputs.logits, inputs["labels"][:, at])
         with torch.set_grad_enabled(self.args.weight > 0 and torch.is_grad_enabled()):
             manifold = alignment(routing.flatten(1), inputs["targets"], inputs["weights"])
         loss = task + self.args.weight * manifold if self.args.weight > 0 else task

@@ -177,6 +177,14 @@ def apply_delta(
     tensors, described = load_delta(delta)
     files = BaseFiles(base)
     files.require(tensors)
+    refuse_other_base(files, delta, tensors, described)
+    return write_tuned(files, tensors, output, overwrite=overwrite)
+
+
+def refuse_other_base(
+    files: BaseFiles, delta: str | Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any]
+) -> None:
+    """Raise `CheckpointError` unless what `load_delta` gave was made for these very files."""
     found = files.identity(tensors)
     if different := [name for name, value in found.items() if described.get(name) != value]:
         what = "the same routers but other weights" if different == ["base_content"] else "other routers"
@@ -184,7 +192,6 @@ def apply_delta(
             f"{delta} was made for {described.get('base_model')}, and {files.reference.model} has {what}; apply it to "
             "that very base"
         )
-    return write_tuned(files, tensors, output, overwrite=overwrite)
 
 
 def write_tuned(base: BaseFiles, tensors: Mapping[str, Tensor], output: str | Path, *, overwrite: bool = False) -> Path:

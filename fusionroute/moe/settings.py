@@ -23,7 +23,7 @@ class QuestionSettings(Settings):
     train: tuple[SourceSettings, ...] = Field(min_length=1)
     dev: tuple[SourceSettings, ...] = ()  # on which a sweep chooses λ
     evaluation: tuple[SourceSettings, ...] = ()  # the test sets: only looked at for what overlaps with them
-    limit: int | None = Field(None, ge=1)  # of the training questions, over all sources
+    limit: int | None = Field(None, ge=1)  # of the training questions: the first ones of the first sources
     max_length: int | None = Field(None, ge=2)  # tokens; None = the model's context
 
     @field_validator("train", "dev", "evaluation", mode="before")

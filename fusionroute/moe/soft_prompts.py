@@ -18,7 +18,7 @@ from fusionroute.errors import ModelOutputError, SettingsError
 from fusionroute.models.loading import ModelReference, load_model, load_tokenizer
 from fusionroute.models.prompt import PromptFormat, PromptName
 from fusionroute.moe.questions import Encoded
-from fusionroute.moe.roma_batches import IGNORED, Rows, answer_loss, pad_right
+from fusionroute.moe.roma_batches import IGNORED, Rows, answer_columns, answer_loss, pad_right
 from fusionroute.moe.roma_data import encode_sources, judging_sets, padding_id, read_sources, refuse_same_texts
 from fusionroute.moe.settings import OptimiserSettings, QuestionSettings
 from fusionroute.moe.watching import Progress, ReportSteps, Silent
@@ -107,7 +107,8 @@ def answered_correctly(model: Any, encoded: Sequence[Encoded], *, pad_id: int, b
             name: each.to(model.device) for name, each in pad_right(alone[start : start + batch_size], pad_id).items()
         }
         labels = batch.pop("labels")
-        logits = model(**batch, use_cache=False).logits[:, -labels.shape[1] :].float()
+        columns = answer_columns(labels)
+        logits, labels = model(**batch, use_cache=False, logits_to_keep=columns).logits, labels[:, columns]
         is_answer = labels.ne(IGNORED)
         log_likelihood += (-answer_loss(logits, labels) * is_answer.sum(1)).tolist()
         is_greedy += ((logits.argmax(-1) == labels) | ~is_answer).all(1).tolist()
@@ -149,7 +150,7 @@ def _trainer(
         model=model,
         args=arguments,
         train_dataset=Rows(len(encoded)),
-        data_collator=lambda rows: pad_right([encoded[row] for row in rows], pad_id),
+        data_collator=lambda rows: _batch([encoded[row] for row in rows], pad_id),
         compute_loss_func=_loss,
         callbacks=[ReportSteps(f"{settings.kind} tuning", progress)],
     )
@@ -159,8 +160,13 @@ def _trainer(
     return trainer
 
 
+def _batch(questions: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+    batch = pad_right(questions, pad_id)
+    return {**batch, "logits_to_keep": answer_columns(batch["labels"])}
+
+
 def _loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    loss = answer_loss(outputs.logits[:, -labels.shape[1] :], labels).mean()
+    loss = answer_loss(outputs.logits, labels[:, answer_columns(labels)]).mean()
     if not torch.isfinite(loss):
         raise ModelOutputError("the loss of the soft prompt is not finite; lower the learning rate, or use float32")
     return loss

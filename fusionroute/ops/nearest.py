@@ -36,6 +36,8 @@ def nearest(
 ) -> Found:
     """The ``k`` nearest references of each query, the nearest first; of equals the one that comes first.
 
+    Of more than ``SPARE`` equals at the k-th distance, as copies of one text are, it may be any of them.
+
     Args:
         queries, references: ``[n, d]`` and ``[m, d]``.
         allowed: bool ``[m]``; references that may be found. None: all.

@@ -36,7 +36,7 @@ def test_a_reward_model_reads_a_conversation(tmp_path: Path) -> None:
 
 def test_without_a_template_it_reads_two_texts(tmp_path: Path) -> None:
     reward = RewardModel(*load_reward_model(save_reward_model(tmp_path, template=False), device="cpu"))
-    texts = ["1+1=2", "user: hellogood day to you", "1+1=3, or so they say", "a"]
+    texts = ["1+1=2", "hellogood day to you", "1+1=3, or so they say", "a"]
     assert reward(PROMPTS, ANSWERS) == pytest.approx([read_alone(reward.model, text) for text in texts], abs=1e-5)
 
 

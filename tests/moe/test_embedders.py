@@ -68,6 +68,21 @@ def test_self_reads_messages_and_token_ids_and_leaves_the_model_as_it_was(gates:
     assert ours.embed([]).shape == (0, 32)
 
 
+def test_whatever_padding_holds_is_left_out(gates: Gates) -> None:
+    expected = of_itself(gates).embed(TEXTS)
+
+    def spoil(module: Any, inputs: Any, options: Any, output: Any) -> Any:
+        padded = options["attention_mask"] == 0
+        output.last_hidden_state = output.last_hidden_state.masked_fill(padded[..., None], torch.nan)
+        return output
+
+    handle = gates.model.base_model.register_forward_hook(spoil, with_kwargs=True)
+    try:
+        assert torch.equal(of_itself(gates).embed(TEXTS), expected)
+    finally:
+        handle.remove()
+
+
 def test_self_needs_a_model_and_a_prompt_format(gates: Gates) -> None:
     for options in ({}, {"gates": gates}, {"prompt_format": PromptFormat(tiny.tokenizer())}):
         with pytest.raises(SettingsError, match="the embedder 'self' is the model itself: give its gates"):
@@ -98,7 +113,7 @@ def test_a_sentence_transformers_model(tmp_path: Path, caplog: pytest.LogCapture
     assert not found.is_inference()
     torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
     model = library.SentenceTransformer(str(folder), device="cpu")
-    for row, text in zip(found, [*TEXTS[2:], "user: hi"], strict=True):
+    for row, text in zip(found, [*TEXTS[2:], "hi"], strict=True):
         torch.testing.assert_close(row, model.encode(text, convert_to_tensor=True).clone())
     assert ours.fingerprint() == embedder(str(folder), device="cpu").fingerprint()
     assert ours.fingerprint() != embedder(str(save_embedder(tmp_path / "other", seed=1)), device="cpu").fingerprint()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusionroute.errors import DataError
+from fusionroute.errors import DataError, ModelOutputError
 from fusionroute.moe.leakage import directions, normalised, overlap, refuse_overlap
 from fusionroute.moe.questions import Question
 
@@ -92,6 +92,50 @@ def test_options_may_stand_in_the_prompt() -> None:
     assert not overlap([apart], [Question("Which one barks? cow, dog.", "dog")])
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (("True", ("True", "False")), ("yes", ("no", "yes"))),
+        (("A", ("A", "B")), ("no", ("no", "yes"))),
+        (("2", ("1", "2")), ("not_entailment", ("entailment", "not_entailment"))),
+        (("neutral", ("entailment", "neutral", "contradiction")), ("not_entailment", ("entailment", "not_entailment"))),
+        (("(B)", ("(A)", "(B)")), ("it is longer", ("it is longer", "it is shorter"))),
+    ],
+)
+def test_labels_tell_no_question_from_another(
+    ours: tuple[str, tuple[str, ...]], theirs: tuple[str, tuple[str, ...]]
+) -> None:
+    """BoolQ says True and False where it stands alone, and yes and no inside SuperGLUE."""
+    alike = (circle(0), circle(5))
+    one, other = (Question(SUPERGLUE[3].prompt, *each) for each in (ours, theirs))
+    assert overlap([one], [other]).exact == overlap([other], [one]).exact == ((0, 0),)
+    reworded = Question(f"Say it. {other.text}", *theirs)
+    assert overlap([one], [reworded], embeddings=alike).rows == {0}
+    assert overlap([reworded], [one], embeddings=alike).rows == {0}
+
+
+def test_labels_of_one_kind_are_answers() -> None:
+    alike = (circle(0), circle(5))
+
+    def near(ours: Question, theirs: Question) -> bool:
+        return bool(overlap([ours], [theirs], embeddings=alike))
+
+    assert not near(Question("is 7 prime?", "yes"), Question("is 8 prime?", "No"))
+    assert near(Question("is 7 prime?", "yes"), Question("is seven prime?", "True"))
+    assert not near(Question("is 7 prime?", "yes"), Question("is 8 prime?", "no", ("no", "yes")))
+    assert not near(Question("7 or 8?", "A", ("A", "B")), Question("9 or 8?", "B", ("A", "B", "C")))
+    assert not near(Question("is 7 prime?", "yes"), Question("what is 7?", "a prime", ("a prime", "even")))
+
+
+def test_messages_are_what_the_user_says() -> None:
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is the sky blue?"}
+    plain = Question(user["content"], "yes")
+    for prompt in ([user], [system, user]):
+        assert overlap([Question(prompt, "yes")], [plain]).exact == ((0, 0),)
+        assert overlap([plain], [Question(prompt, "yes")]).exact == ((0, 0),)
+    assert not overlap([Question([system], "yes")], [plain])
+
+
 def test_one_prompt_with_other_options_and_another_answer_is_another_question() -> None:
     cats = Question("Which of these is true?", "cats purr", ("cats purr", "cats bark"))
     dogs = Question("Which of these is true?", "dogs bark", ("dogs bark", "dogs purr"))
@@ -137,6 +181,14 @@ def test_prompts_that_are_merely_alike_need_one_answer() -> None:
     assert overlap([Question("after h?", "i")], ["after y?"], embeddings=alike)
     assert overlap([Question("after h?", "i")], [Question("After: h", "z")]).exact  # one prompt is one question
     assert not overlap([Question("a?", "no", ("no", "yes"))], [Question("b?", "yes", ("no", "yes"))], embeddings=alike)
+
+
+def test_embeddings_that_are_no_numbers_are_refused() -> None:
+    """No cosine of theirs is above the threshold, so that everything would pass."""
+    broken = circle(0, 5)
+    broken[1] = torch.nan
+    with pytest.raises(ModelOutputError, match="1 of 2 embeddings are no numbers"):
+        overlap("ab", "cd", embeddings=(circle(0, 5), broken))
 
 
 def test_hidden_states_are_counted_from_their_centre() -> None:

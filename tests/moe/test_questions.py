@@ -51,7 +51,10 @@ def test_what_was_read_can_be_written_and_read_again() -> None:
 
 
 def test_text_is_the_prompt_in_plain_words() -> None:
-    assert [question.text for question in QUESTIONS[:2]] == ["sky?", "user: 2+2?"]
+    assert [question.text for question in QUESTIONS[:2]] == ["sky?", "2+2?"]
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}
+    assert Question([system, user], "4").text == "system: Be brief.\n\nuser: 2+2?"
+    assert Question([system], "4").text == "system: Be brief."
 
 
 @pytest.mark.parametrize(

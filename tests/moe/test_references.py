@@ -1,6 +1,8 @@
 """Neighbours of an input: answered correctly, no duplicate of it, near in what it asks or in how it is routed."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ from torch import Tensor
 import tiny_moe
 import tiny_rerouting
 from fusionroute.errors import DataError
+from fusionroute.moe.neighbours import neighbours
 from fusionroute.moe.pathways import Pathways
 from fusionroute.moe.questions import Encoded, Question
 from fusionroute.moe.references import References
+from fusionroute.ops.nearest import nearest, within
 
 POINTS = torch.tensor([[0.0, 1.0], [1.0, 0.0], [3.0, 4.0], [8.0, 0.0], [0.0, 9.0]])
 
@@ -105,6 +109,34 @@ def test_a_search_does_not_depend_on_the_other_inputs() -> None:
         alone = known.by_question(inputs[row : row + 1])
         weight = torch.zeros(5).index_add(0, alone.index[0], alone.weight[0])
         assert torch.equal(weight, torch.zeros(5).index_add(0, together.index[row], together.weight[row]))
+
+
+@pytest.mark.parametrize("options", [{"k": 3, "sigma": 1.5}, {"epsilon": 0.4, "sigma": 2.0}])
+def test_a_batch_is_searched_at_once_and_gives_what_searches_one_by_one_give(
+    options: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+    known = References(*by_hand(points, [True] * 40), duplicate=0.8, **options)  # type: ignore[arg-type]
+    inputs = torch.cat([points[:7] * 1.1, torch.randn(5, 3, generator=torch.Generator().manual_seed(2))])
+    allowed = known._allowed(inputs)
+    assert len(set((~allowed).sum(1).tolist())) > 2
+    searches: list[int] = []
+
+    def noted(search: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(queries: Tensor, *args: Any, **rest: Any) -> Any:
+            searches.append(len(queries))
+            return search(queries, *args, **rest)
+
+        return noting
+
+    monkeypatch.setattr("fusionroute.moe.neighbours.nearest", noted(nearest))
+    monkeypatch.setattr("fusionroute.moe.neighbours.within", noted(within))
+    found = known.by_question(inputs)
+    assert searches == [12]
+    for row, query in enumerate(inputs):
+        alone = neighbours(query[None], points, allowed[row], exclude_self=False, **options)  # type: ignore[arg-type]
+        assert found.index[row][found.weight[row] > 0].tolist() == alone.index[0][alone.weight[0] > 0].tolist()
+        torch.testing.assert_close(found.weight[row][found.weight[row] > 0], alone.weight[0][alone.weight[0] > 0])
 
 
 def test_nothing_answered_correctly_is_refused_with_the_count() -> None:

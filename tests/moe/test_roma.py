@@ -7,7 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tiny_moe
-from fusionroute.errors import DataError, FusionRouteError, ModelOutputError, OutputExistsError, SettingsError
+from fusionroute.errors import (
+    CheckpointError,
+    DataError,
+    FusionRouteError,
+    ModelOutputError,
+    OutputExistsError,
+    SettingsError,
+)
 from fusionroute.models.gates import Gates
 from fusionroute.models.loading import load_model, load_tokenizer
 from fusionroute.models.prompt import PromptFormat
@@ -174,6 +181,59 @@ def test_nobody_is_their_own_neighbour_and_all_neighbours_succeeded(tmp_path: Pa
         own = torch.arange(24)[:, None].expand_as(found.index)
         assert not (found.index == own)[is_there].any()
         assert pathways.correct[found.index[is_there]].all()
+
+
+def test_questions_without_neighbours_are_told(tmp_path: Path) -> None:
+    progress = Recorder()
+    prepared = prepare(world(tmp_path, neighbours={"epsilon": 0.7}), tmp_path / "run", progress)
+    assert prepared.found is not None
+    assert 0 < prepared.found.empty < 24
+    wanted = f"{prepared.found.empty} of 24 questions have no neighbour at least 0.7 similar (ε)"
+    assert [message for message in progress.finished if message.startswith(wanted)]
+    progress = Recorder()
+    prepare(world(tmp_path), tmp_path / "other", progress)
+    assert "no neighbour" not in " ".join(progress.finished)
+
+
+def interrupted(settings: RoMASettings, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("fusionroute.moe.roma.ReportSteps", lambda label, progress: Interrupt(at=2))
+        with pytest.raises(KeyboardInterrupt):
+            train_roma(settings, run)
+
+
+def files(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+
+def test_a_continued_run_mixes_no_questions_and_no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, run = world(tmp_path, save="delta"), tmp_path / "run"
+    interrupted(settings, run, monkeypatch)
+    before = files(run)
+    write_rows(tmp_path / "train.jsonl", rows(24, seed=7))
+    with pytest.raises(DataError, match=r"holds pathways of something else.*data was"):
+        train_roma(settings, run)
+    write_rows(tmp_path / "train.jsonl", rows(24, seed=1))
+    save_model(tmp_path / "base", "olmoe", initializer_range=0.03)
+    with pytest.raises(DataError, match=r"holds pathways of something else.*weights was"):
+        train_roma(settings, run)
+    assert files(run) == before
+    train_roma(settings, run, overwrite=True)
+
+
+def test_a_finished_run_is_not_taken_for_one_on_other_files(tmp_path: Path) -> None:
+    settings, run = world(tmp_path, save="delta"), tmp_path / "run"
+    train_roma(settings, run)
+    for name, seed in (("train", 1), ("dev", 2)):
+        count = 24 if name == "train" else 10
+        write_rows(tmp_path / f"{name}.jsonl", rows(count, seed=7))
+        with pytest.raises(OutputExistsError, match=rf"a finished run on other questions: data\.{name} changed"):
+            train_roma(settings, run)
+        write_rows(tmp_path / f"{name}.jsonl", rows(count, seed=seed))
+    train_roma(settings, run)
+    save_model(tmp_path / "base", "olmoe", initializer_range=0.03)
+    with pytest.raises(CheckpointError, match="has other routers"):
+        train_roma(settings, run)
 
 
 def refusal(settings: RoMASettings, run: Path, error: type[FusionRouteError]) -> str:

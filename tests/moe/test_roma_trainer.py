@@ -128,6 +128,29 @@ def test_a_batch_gives_what_plain_passes_give(family: str, tmp_path: Path) -> No
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", tiny_moe.FAMILIES)
+def test_logits_are_made_of_the_answers_columns_alone(family: str, tmp_path: Path) -> None:
+    made = trainer(tmp_path, of=model(family), weight=0.0)
+    batch = made.data_collator(range(COUNT))
+    labels = batch["labels"]
+    with torch.no_grad():
+        loss, outputs = made.compute_loss(made.model, batch, return_outputs=True)
+        whole = made.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    wanted = {len(each.prompt) - 1 + at for each in questions() for at in range(len(each.answers[each.right]))}
+    assert outputs.logits.shape[1] == len(wanted) < labels.shape[1]
+    assert loss.item() == pytest.approx(answer_loss(whole, labels).mean().item(), abs=1e-6)
+
+
+def test_what_stands_beside_the_answer_takes_no_part() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    logits[0, 0] = logits[1, 2] = torch.nan
+    logits.requires_grad_(True)
+    answer_loss(logits, torch.tensor([[-100, 1, 2], [3, 4, -100]])).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0].eq(0).all()
+    assert logits.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("family", ["olmoe", "qwen3_moe"])
 def test_gradients_equal_finite_differences(family: str, tmp_path: Path) -> None:
     """Along directions and not entry by entry: norms and gates compute in float32 even in a float64 model."""
@@ -150,8 +173,9 @@ def test_gradients_equal_finite_differences(family: str, tmp_path: Path) -> None
             assert slope == pytest.approx((around[0] - around[1]) / (2 * step), rel=3e-3)
 
 
-def test_nothing_but_the_chosen_gates_can_move(tmp_path: Path) -> None:
-    made = trainer(tmp_path, max_steps=2, learning_rate=0.1)
+@pytest.mark.parametrize("family", tiny_moe.FAMILIES)
+def test_nothing_but_the_chosen_gates_can_move(family: str, tmp_path: Path) -> None:
+    made = trainer(tmp_path, of=model(family), max_steps=2, learning_rate=0.1)
     before = {name: each.clone() for name, each in made.model.state_dict().items()}
     chosen = {f"{gate.name}.weight" for gate in made.gates.gates}
     assert len(chosen) == LAYERS

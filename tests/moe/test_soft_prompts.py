@@ -19,6 +19,7 @@ from fusionroute.moe.soft_prompts import (
     with_soft_prompt,
 )
 from tiny_roma import as_values, tensors, world
+from tiny_training import Recorder
 
 pytest.importorskip("peft")
 
@@ -56,6 +57,10 @@ def test_it_learns_and_leaves_the_model_as_it_is(kind: Any, tmp_path: Path) -> N
     adapted = load_soft_prompt(model, made)
     assert loss(adapted, encoded) < untouched - 0.1
     assert len(answered_correctly(adapted, encoded, pad_id=0)) == len(encoded)
+    seen: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    answered_correctly(adapted, encoded, pad_id=0)
+    assert max(seen) < min(len(each.prompt) for each in encoded)
     with adapted.disable_adapter():
         assert loss(adapted.get_base_model(), encoded) == untouched
 
@@ -72,6 +77,35 @@ def test_what_is_correct_is_so_by_the_one_rule(tmp_path: Path) -> None:
     assert 0 < expected[:-2].sum() < len(encoded)
     found = answered_correctly(model, [*encoded, *free], pad_id=0, batch_size=7)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_the_loss_is_that_of_the_answers_columns_alone(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one step on all questions; the soft prompt is drawn by the seed, so it can be made once more."""
+    how, seen, progress = settings(tmp_path, kind=kind), list[int](), Recorder()
+    how = how.model_copy(
+        update={
+            "optimiser": how.optimiser.model_copy(
+                update={"batch_size": 24, "max_steps": 1, "logging_steps": 1, "warmup_ratio": 0.0}
+            )
+        }
+    )
+    encoded = questions(tmp_path)
+
+    def watched(*args: Any, **options: Any) -> Any:
+        model = load_model(*args, **options)
+        model.lm_head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+        return model
+
+    monkeypatch.setattr("fusionroute.moe.soft_prompts.load_model", watched)
+    train_soft_prompt(how, tmp_path / "soft", progress=progress)
+    assert seen
+    assert max(seen) < min(len(each.prompt) for each in encoded)
+    torch.manual_seed(0)
+    fresh = with_soft_prompt(load_model(str(tmp_path / "base"), device="cpu"), kind, 4)
+    assert f"loss {loss(fresh, encoded):.3g}" in " ".join(progress.finished)
 
 
 def test_only_the_soft_prompt_can_be_trained(tmp_path: Path) -> None:

@@ -187,7 +187,8 @@ def rows_of(requests: Iterable[Request], context: int) -> list[Row]:
         tokens = [*before, *continuation][-(context + 1) : -1]
         # a short context is not worth it: its requests would wait for each other to save little
         key = tuple(before) if len(before) > len(continuation) else (None, at)
-        passage = rows.setdefault(key, {}).setdefault(tuple(tokens), Passage(tokens))
+        # of one length, also where contexts were cut into the same tokens
+        passage = rows.setdefault(key, {}).setdefault((len(continuation), *tokens), Passage(tokens))
         passage.wanted.append((at, continuation))
     return [chunk for row in rows.values() for chunk in _chunks(list(row.values()))]
 

@@ -50,7 +50,7 @@ def write_routing_report(
     The page loads nothing and runs no script but its own, so that a question can neither load nor run anything.
 
     Args:
-        before: recorded with the pretrained model, on questions that no training has seen.
+        before: recorded with the model before it was trained, on questions that no training has seen.
         after: the same questions, recorded with the trained one.
         output: the file to write.
         results: methods to columns (tasks, ``average``) to a share of right answers, or a mapping with ``value``,
@@ -100,6 +100,7 @@ def render(
         n=len(before),
         reading=read_routing(measures, tasks),
         alignment=found,
+        embedder=before.settings["embedder"],
         measures=measures,
         measure_axis=_measure_axis([row.difference for row in measures]),
         pictures=pictures(before, after, places, available(len(places)) if projections is None else projections),

@@ -44,7 +44,7 @@ def ablation_svg(
     Args:
         rows: group, label, value, and the ends of its interval; shares, not percent. Rows of a group stand together.
         baseline: a share, drawn as a line: the untouched model.
-        oracle: the same for the best that routing could do.
+        oracle: the same for what descent on the last prompt token finds with the label known; it bounds nothing.
         said: what is on the axis.
 
     Raises:

@@ -70,7 +70,7 @@ def tasks_shown(pathways: Pathways) -> list[Task]:
 
 
 def pictured(pathways: Pathways, most: int = PICTURED) -> list[int]:
-    """Places of the questions that are drawn: all, or ``most`` of them, evenly from every task."""
+    """Places of the questions that are drawn: all, or ``most`` of them, in proportion to every task."""
     places = [place for rows in questions_by_task(pathways).values() for place in rows]
     if len(places) <= most:
         return sorted(places)

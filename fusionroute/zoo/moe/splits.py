@@ -1,4 +1,9 @@
-"""Which split a prompt belongs to: a stable hash of its text decides, so no prompt can be in two."""
+"""Which split a prompt belongs to: a stable hash of its text decides, so no prompt can be in two.
+
+The experts' split is drawn with the words of courtesy, those of tuning without: most test questions have been taught
+to the experts in other words of courtesy. What is tested is routing, whether a question reaches the experts that know
+it, and not what experts generalise to.
+"""
 
 import hashlib
 

@@ -16,6 +16,7 @@ from fusionroute.config import read_yaml
 from fusionroute.evaluation.compare.run import compare
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.models.team import TeamModels
+from fusionroute.moe.settings import RoMASettings
 from fusionroute.terminal import RichProgress
 from tiny_reward import save_reward_model
 
@@ -51,6 +52,16 @@ def test_the_papers_table_has_a_row_for_each_method() -> None:
     assert settings.generation.max_new_tokens == 400
     same = CompareSettings.from_yaml(PAPER / "gemma2.yaml")
     assert (same.tasks, list(same.methods)) == (settings.tasks, list(settings.methods))
+
+
+def test_roma_s_rows_are_asked_as_they_were_tuned() -> None:
+    settings = CompareSettings.from_yaml(PAPER / "roma.yaml")
+    kinds = {name: entry.method for name, entry in settings.methods.items()}
+    assert kinds == {"base": "single", "router tuning": "single", "C3PO": "c3po", "RoMA": "single"}
+    tuned = RoMASettings.from_yaml(PAPER.parent / "roma-olmoe.yaml")
+    assert settings.prompt == tuned.prompt == "chat_template"
+    assert settings.experts["olmoe"].model == tuned.model.model
+    assert settings.held_against == "RoMA"
 
 
 def stand_ins(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.sequence import Completion
 from fusionroute.errors import ModelOutputError, PromptError, RequestTooLargeError, SettingsError
 from fusionroute.evaluation.harness import FusionRouteLM, MethodLM
-from fusionroute.evaluation.harness.likelihoods import Likelihoods, Limits
+from fusionroute.evaluation.harness.likelihoods import Likelihoods, Limits, rows_of
 from fusionroute.methods.averaging import Averaging
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.methods.sequence_selection import SequenceSelection
@@ -559,3 +559,11 @@ def test_later_releases_of_lm_eval_find_the_model_by_its_entry_point() -> None:
     assert name == "fusionroute"
     assert pkgutil.resolve_name(place) is FusionRouteLM
     assert lm_eval.api.registry.get_model("fusionroute") is FusionRouteLM
+
+
+def test_cut_contexts_share_a_passage_with_continuations_of_their_length_alone() -> None:
+    """Cut to four tokens, the first two are 7 7 7 7, of which four or three are the context."""
+    requests = [([7] * 6, [7]), ([7] * 6, [7, 7]), ([7] * 6, [8]), ([7] * 6, [7, 8, 7])]
+    ((first, second, third),) = rows_of(requests, 4)
+    assert [wanted for wanted, _ in first.wanted] == [0, 2]
+    assert [first.prompt_length, second.prompt_length, third.prompt_length] == [4, 3, 2]

@@ -65,7 +65,7 @@ def test_what_a_judge_is_told() -> None:
     ):  # fmt: skip
         assert wanted in " ".join(system["content"].split())
     assert user["content"] == (
-        "<question>\nuser: Why {x}?\n</question>\n\n<first_answer>\nBecause {y}.\n</first_answer>\n\n"
+        "<question>\nWhy {x}?\n</question>\n\n<first_answer>\nBecause {y}.\n</first_answer>\n\n"
         "<second_answer>\n\n</second_answer>"
     )
     assert (system["role"], user["role"]) == ("system", "user")

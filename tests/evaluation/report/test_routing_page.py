@@ -132,6 +132,17 @@ def test_one_task_one_layer_and_no_other_methods() -> None:
     assert 'id="methods"' not in page
 
 
+def test_the_page_says_whose_embeddings_they_are() -> None:
+    recordings = [
+        replace(each, settings=each.settings | {"embedder": "sentence-transformers/<b>any</b>"})
+        for each in pathways(12, layers=1, experts=4)
+    ]
+    page = render(*recordings, title="small", neighbours=3, projections=[PCA])
+    assert page.count("embedding (sentence-transformers/&lt;b&gt;any&lt;/b&gt;)") == 1
+    assert page.count("embeddings (sentence-transformers/&lt;b&gt;any&lt;/b&gt;)") == 1
+    assert "pretrained" not in page
+
+
 def test_all_projections_that_can_be_had_are_drawn_unless_told() -> None:
     page = render(*pathways(14, layers=1), title="small", neighbours=3)
     assert 'data-tab="PCA"' in page

@@ -186,7 +186,7 @@ def test_an_endpoint_is_asked_for_a_score_each(served: Served, monkeypatch: pyte
     assert {path for path, _, _ in served.requests} == {"/v1/chat/completions"}
     assert {key for _, _, key in served.requests} == {"Bearer abc"}
     bodies = {body["messages"][1]["content"]: body for _, body, _ in served.requests}
-    body = bodies["<question>\nuser: hello\n</question>\n\n<answer>\ngood day\n</answer>"]
+    body = bodies["<question>\nhello\n</question>\n\n<answer>\ngood day\n</answer>"]
     assert (body["model"], body["temperature"]) == ("judge-1", 0)
     assert "from 1 to 10 in steps of 0.25" in body["messages"][0]["content"]
 
