@@ -99,8 +99,8 @@ def descend_to_lowest(loss: Loss, routing: Tensor, how: Descent | None = None) -
 def oracle_routing(asked: Asked, how: Descent | None = None) -> Tensor:
     """Eq. (1): the routing ``[n, L, E]`` of the last prompt token under which the right answers are likeliest.
 
-    Found by descent from the model's own routing on the true label, so it is no competitor (nor a bound on gates that are trained, which route every token); of each
-    question the routing with the lowest loss is kept.
+    Found by descent from the model's own routing on the true label, so it is no competitor; nor is it a bound on gates
+    that are trained, which route every token. Of each question the routing with the lowest loss is kept.
     """
     with torch.no_grad():
         own = asked.say(only_right=True).routing
