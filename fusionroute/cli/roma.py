@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fusionroute.moe.questions import Encoded, Question
     from fusionroute.moe.settings import RoMASettings
     from fusionroute.moe.sweep import Sweep
-    from fusionroute.moe.watching import Progress
+    from fusionroute.progress import Progress
 
 SettingsYaml = Annotated[
     Path, typer.Argument(metavar="SETTINGS.yaml", help="Model, questions and options.", show_default=False)

@@ -22,7 +22,7 @@ from fusionroute.models.gates import Gates, Tap
 from fusionroute.moe.layout import Layout
 from fusionroute.moe.passes import Prefix, evaluating, has_plain_cache, states_of, sum_over
 from fusionroute.moe.questions import Encoded
-from fusionroute.moe.watching import Progress, Silent
+from fusionroute.progress import Progress, Silent
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of losses read with and without a kept prefix
 HALF_TOLERANCE = 0.1

@@ -16,7 +16,7 @@ from fusionroute.models.gates import Gates
 from fusionroute.moe.asking import Asked, Said, ask
 from fusionroute.moe.optimise import Descent, oracle_routing
 from fusionroute.moe.questions import Encoded
-from fusionroute.moe.watching import Progress, Silent
+from fusionroute.progress import Progress, Silent
 
 
 @dataclass(frozen=True)

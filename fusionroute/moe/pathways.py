@@ -29,7 +29,7 @@ from fusionroute.moe.recording import (
     read_record,
     read_recorded_questions,
 )
-from fusionroute.moe.watching import Progress, Silent
+from fusionroute.progress import Progress, Silent
 
 QUESTIONS_PER_FILE = 512
 

@@ -47,8 +47,9 @@ from fusionroute.moe.router_delta import (
     write_tuned,
 )
 from fusionroute.moe.settings import RoMASettings
-from fusionroute.moe.watching import Progress, ReportSteps, Silent
+from fusionroute.moe.watching import ReportSteps
 from fusionroute.output import write_json
+from fusionroute.progress import Progress, Silent
 
 
 @dataclass

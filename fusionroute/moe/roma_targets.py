@@ -15,7 +15,7 @@ from fusionroute.moe.questions import Encoded
 from fusionroute.moe.recording import Shards
 from fusionroute.moe.roma_batches import Targets, Where, chosen_of_all, pad_right
 from fusionroute.moe.settings import NeighbourSettings, RoMASettings, TokenSettings
-from fusionroute.moe.watching import Progress
+from fusionroute.progress import Progress
 
 
 def graph(pathways: Pathways, how: NeighbourSettings, seed: int) -> Neighbours:

@@ -13,11 +13,11 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from fusionroute.errors import FusionRouteError
+from fusionroute.interrupt import StopOnInterrupt
 from fusionroute.models.gates import Gates, rows_of
 from fusionroute.moe.master_weights import MasterAdamW
 from fusionroute.moe.questions import Encoded
 from fusionroute.moe.roma_batches import Collator, Rows, Targets, Where, answer_columns, answer_loss
-from fusionroute.moe.watching import StopOnInterrupt
 from fusionroute.ops.manifold import manifold_loss
 
 GATES_FILE = "gates.safetensors"

@@ -21,8 +21,9 @@ from fusionroute.moe.questions import Encoded
 from fusionroute.moe.roma_batches import IGNORED, Rows, answer_columns, answer_loss, pad_right
 from fusionroute.moe.roma_data import encode_sources, judging_sets, padding_id, read_sources, refuse_same_texts
 from fusionroute.moe.settings import OptimiserSettings, QuestionSettings
-from fusionroute.moe.watching import Progress, ReportSteps, Silent
+from fusionroute.moe.watching import ReportSteps
 from fusionroute.output import new_folder, refuse_existing
+from fusionroute.progress import Progress, Silent
 
 
 class SoftPromptSettings(Settings):

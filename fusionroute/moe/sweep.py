@@ -16,8 +16,8 @@ from fusionroute.moe.roma import Prepared, facts, prepare, result_of, tune, writ
 from fusionroute.moe.roma_folder import POINTS_FOLDER, SWEEP_FILE, open_run
 from fusionroute.moe.router_delta import DELTA_FILE, load_delta, refuse_other_base, save_delta, tensors_on_disk
 from fusionroute.moe.settings import RoMASettings
-from fusionroute.moe.watching import Progress, Silent
 from fusionroute.output import write_json
+from fusionroute.progress import Progress, Silent
 
 
 @dataclass(frozen=True)

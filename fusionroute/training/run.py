@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fusionroute.errors import DataError, SettingsError
+from fusionroute.progress import Progress, Silent
 from fusionroute.training import stages
 from fusionroute.training.processes import join_processes
-from fusionroute.training.progress import Progress, Silent
 from fusionroute.training.run_folder import (
     PAIRS_FILE,
     SCORES_FOLDER,

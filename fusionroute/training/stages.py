@@ -17,6 +17,7 @@ from fusionroute.models.router import Router
 from fusionroute.models.team import ROUTER_FOLDER, ExpertEntry, TeamFile, TeamModels, write_team
 from fusionroute.models.vocabulary import ROUTER, eos_ids
 from fusionroute.output import new_folder
+from fusionroute.progress import Progress
 from fusionroute.training.arguments import cdpo_config, sft_config
 from fusionroute.training.data.examples import prepare
 from fusionroute.training.data.preferences import prepare_pairs
@@ -24,7 +25,6 @@ from fusionroute.training.pairs.make import make_pairs
 from fusionroute.training.pairs.writer import team_writer
 from fusionroute.training.planning.precheck import Basis, check_models_fit, load_config, training_length
 from fusionroute.training.processes import join_processes, own_device
-from fusionroute.training.progress import Progress
 from fusionroute.training.run_folder import (
     CDPO_CHECKPOINTS,
     MODEL_FOLDER,

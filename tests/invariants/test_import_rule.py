@@ -26,7 +26,7 @@ LEVELS = [
     {"engine"},
     {"models"},
     {"ops", "theory"},
-    {"config", "environment", "output"},
+    {"config", "environment", "interrupt", "output", "progress"},
     {"errors"},
 ]
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}

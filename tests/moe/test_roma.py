@@ -27,7 +27,7 @@ from fusionroute.moe.roma import prepare, train_roma
 from fusionroute.moe.roma_targets import graph, routing_at
 from fusionroute.moe.router_delta import apply_delta
 from fusionroute.moe.settings import NeighbourSettings, RoMASettings
-from fusionroute.moe.watching import Silent
+from fusionroute.progress import Silent
 from tiny_roma import Interrupt, as_values, rows, save_model, tensors, world
 from tiny_training import Recorder, write_rows
 

@@ -15,7 +15,8 @@ from fusionroute.moe.questions import encode_questions, read_questions
 from fusionroute.moe.roma import train_roma
 from fusionroute.moe.router_delta import DELTA_FILE, load_delta
 from fusionroute.moe.sweep import Point, best_of, sweep
-from fusionroute.moe.watching import Progress, ReportSteps
+from fusionroute.moe.watching import ReportSteps
+from fusionroute.progress import Progress
 from tiny_roma import Interrupt, save_model, world
 from tiny_training import Recorder
 

@@ -19,11 +19,11 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.sequence import Completion
 from fusionroute.errors import DataError, OutputExistsError
 from fusionroute.output import write_text
+from fusionroute.progress import Progress, Silent
 from fusionroute.training.pairs.judges import Judge, make_judge
 from fusionroute.training.pairs.parts import Parts
 from fusionroute.training.pairs.questions import Question, read_questions, survey
 from fusionroute.training.pairs.writer import Writer
-from fusionroute.training.progress import Progress, Silent
 from fusionroute.training.settings import PairSettings
 
 logger = logging.getLogger(__name__)

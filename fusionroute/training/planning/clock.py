@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 
 from fusionroute.engine.memory import free_bytes
+from fusionroute.progress import Progress
 from fusionroute.training.planning.lineup import Planned
 from fusionroute.training.planning.memory import ModelSize, expert_size, scoring_need, training_need
 from fusionroute.training.planning.probe import TrainingTime, scoring_seconds, shortened, training_seconds
 from fusionroute.training.planning.workload import Workload
-from fusionroute.training.progress import Progress
 from fusionroute.training.settings import StageSettings, TrainSettings
 
 GIB = 2**30

@@ -11,6 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from fusionroute.engine.memory import free_bytes
 from fusionroute.models.loading import default_device
 from fusionroute.models.vocabulary import ROUTER
+from fusionroute.progress import Progress, Silent
 from fusionroute.training.pairs.judges import make_judge
 from fusionroute.training.planning.clock import GIB, Clock
 from fusionroute.training.planning.inventory import Inventory, take_inventory
@@ -18,7 +19,6 @@ from fusionroute.training.planning.lineup import Planned, line_up, team_sizes
 from fusionroute.training.planning.memory import Need, scoring_need, training_need, writing_need
 from fusionroute.training.planning.precheck import check_models_fit, training_length
 from fusionroute.training.planning.workload import Workload, optimizer_steps, scoring_work, training_work
-from fusionroute.training.progress import Progress, Silent
 from fusionroute.training.settings import StageSettings, TrainSettings
 
 

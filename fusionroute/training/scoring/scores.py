@@ -25,9 +25,9 @@ from fusionroute.errors import DataError, ModelOutputError
 from fusionroute.models.fingerprint import model_fingerprint
 from fusionroute.models.loading import ModelReference, load_model
 from fusionroute.ops.losses import target_nll
+from fusionroute.progress import Progress, Silent
 from fusionroute.training.data.examples import list_column
 from fusionroute.training.processes import join_processes, own_device
-from fusionroute.training.progress import Progress, Silent
 from fusionroute.training.scoring.fingerprint import (
     data_fingerprint,
     prompt_lengths,

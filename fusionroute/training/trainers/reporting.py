@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
-from fusionroute.training.progress import Progress
+from fusionroute.progress import Progress
 
 NOTES = {  # what is told of a log, where it has it
     "loss": "loss {:.3f}",

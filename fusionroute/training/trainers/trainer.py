@@ -13,10 +13,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from fusionroute.errors import FusionRouteError
+from fusionroute.interrupt import StopOnInterrupt
 from fusionroute.models.router import Router, RouterOutput
 from fusionroute.training.trainers.batches import LengthGroupedBatches
 from fusionroute.training.trainers.collator import Collator
-from fusionroute.training.trainers.interrupt import StopOnInterrupt
 from fusionroute.training.trainers.meter import Meter
 
 logger = logging.getLogger(__name__)
