@@ -56,9 +56,9 @@ FAMILIES = ("olmoe", "qwen3_moe")
 SEEDS = range(5)
 TRAIN, DEV, TEST = 60, 25, 50  # questions of each task
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
-OPTIMISER = {
-    "learning_rate": 1e-2,
-    "max_steps": 200,
+OPTIMISER = {  # chosen by zoo_roma_optimiser.py
+    "learning_rate": 3e-2,
+    "max_steps": 800,
     "batch_size": 32,
     "scheduler": "cosine",
     "warmup_ratio": 0.1,
