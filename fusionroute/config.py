@@ -104,7 +104,11 @@ class GenerationSettings(Settings):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=0)  # each sequence draws from this seed and its own positions alone
     stop: tuple[str, ...] = ()
+    presence_penalty: float = Field(0, ge=-2, le=2)  # off a token's logit once it stands in the answer …
+    frequency_penalty: float = Field(0, ge=-2, le=2)  # … and for every time that it does; see `ops.penalties`
     logprobs: int | None = Field(None, ge=0, le=100)  # None = off; n = the chosen token's and the n likeliest
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)  # the same of the prompt's own tokens
+    candidates: int | None = Field(None, ge=0, le=20)  # the likeliest tokens of each distribution that took part
     ignore_eos: bool = False  # benchmarks need answers of equal length
 
     @field_validator("stop", mode="before")
@@ -128,3 +132,7 @@ class GenerationSettings(Settings):
     @property
     def is_greedy(self) -> bool:
         return not self.do_sample or self.temperature == 0
+
+    @property
+    def is_penalised(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0

@@ -1,6 +1,6 @@
 """The loop: schedule, one round of the method, finish. Sequences join and leave between rounds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as ListLike
 
 import torch
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.memory import token_limit
 from fusionroute.engine.method import Method
+from fusionroute.engine.prompt_scoring import score_prompts
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.scheduler import Scheduler
 from fusionroute.engine.sequence import Completion, Sequence
@@ -18,13 +19,35 @@ from fusionroute.models.prompt import Prompt
 MAX_BATCH = 64
 
 
+def shared_scheduler(
+    methods: Iterable[Method], *, max_batch: int = MAX_BATCH, cache_limit: int | str | None = None
+) -> Scheduler:
+    """One scheduler for engines over ``methods``, whose runners may be the same ones; see `Engine` for the arguments.
+
+    A cache then holds the sequences of all of them, so the limit is that of all models together, and a sequence counts
+    for as many rows as the neediest method's.
+    """
+    methods = list(methods)
+    runners = list(dict.fromkeys(runner for method in methods for runner in method.runners))
+    limit = token_limit(runners, cache_limit)
+    for runner in runners:
+        if isinstance(runner, Runner):
+            runner.cache.token_limit = limit
+    return Scheduler(max_batch, limit // max(method.rows for method in methods))
+
+
 class Engine:
     """Continuous batching for any method.
+
+    `sequence` and its checks may be called from any thread; whatever runs, queues or cancels from one alone.
 
     Args:
         max_batch: sequences that may run at once.
         cache_limit: bytes of key-value cache per device (``"8GiB"`` works too); None derives it from free memory.
             More requests than fit wait; one that can never fit is refused at once.
+        scheduler: the one of several engines, by `shared_scheduler` over all their methods, which has set ``max_batch``
+            and ``cache_limit``. Any engine's `step` admits for all and writes its own sequences alone, so all of them
+            have to be stepped, in turn.
     """
 
     def __init__(
@@ -34,14 +57,13 @@ class Engine:
         *,
         max_batch: int = MAX_BATCH,
         cache_limit: int | str | None = None,
+        scheduler: Scheduler | None = None,
     ):
         self.method = method
         self.tokenizer = tokenizer
-        limit = token_limit(method.runners, cache_limit)
-        self.scheduler = Scheduler(max_batch, limit // method.rows)
-        for runner in method.runners:
-            if isinstance(runner, Runner):
-                runner.cache.token_limit = limit
+        if scheduler is None:
+            scheduler = shared_scheduler([method], max_batch=max_batch, cache_limit=cache_limit)
+        self.scheduler = scheduler
 
     def submit(self, prompt_ids: list[int], settings: GenerationSettings, prompt: Prompt | None = None) -> Sequence:
         """Queue a prompt.
@@ -55,8 +77,13 @@ class Engine:
             RequestTooLargeError: it could not run even alone.
         """
         sequence = self.sequence(prompt_ids, settings, prompt)
-        self.scheduler.add(sequence)
+        self.add(sequence)
         return sequence
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue one that `sequence` has made. Raises `RequestTooLargeError`: it could not run even alone."""
+        assert sequence.owner is self, "an engine writes the sequences that it has made"
+        self.scheduler.add(sequence)
 
     def sequence(self, prompt_ids: list[int], settings: GenerationSettings, prompt: Prompt | None = None) -> Sequence:
         """A sequence under this engine's stop rules, not yet queued. Raises `SettingsError` and `PromptError`."""
@@ -71,20 +98,29 @@ class Engine:
             prompt_ids, settings, eos_ids=self.method.eos_ids, context_length=limit, tokenizer=self.tokenizer
         )
         sequence.prompt = prompt
+        sequence.owner = self
         self.method.admit(sequence)
         return sequence
 
     @property
     def is_idle(self) -> bool:
-        return not (self.scheduler.running or self.scheduler.waiting)
+        """Whether no sequence of its own runs or waits."""
+        return not self.running and all(sequence.owner is not self for sequence in self.scheduler.waiting)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Those of the running sequences that this engine writes."""
+        return [sequence for sequence in self.scheduler.running if sequence.owner is self]
 
     @torch.inference_mode()
     def step(self) -> list[Sequence]:
         """One round for everybody who runs; returns those whose answers ended."""
         self.scheduler.admit()
-        if self.scheduler.running:
-            self.method.step(self.scheduler.running)
-        return self._finish()
+        running = self.running
+        score_prompts(self.method, running)
+        if unfinished := [sequence for sequence in running if not sequence.is_finished]:
+            self.method.step(unfinished)
+        return self._finish(running)
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence now, whether it runs or waits; what it wrote stays."""
@@ -124,7 +160,7 @@ class Engine:
         originals = [None] * len(prompts) if unrendered is None else unrendered
         sequences = [self.sequence(ids, settings, prompt) for ids, prompt in zip(prompts, originals, strict=True)]
         for sequence in sequences:
-            self.scheduler.add(sequence)
+            self.add(sequence)
         try:
             return self.run(sequences, on_finish)
         finally:
@@ -143,8 +179,8 @@ class Engine:
         finally:
             self.cancel(sequence)
 
-    def _finish(self) -> list[Sequence]:
-        finished = [sequence for sequence in self.scheduler.running if sequence.is_finished]
+    def _finish(self, running: ListLike[Sequence]) -> list[Sequence]:
+        finished = [sequence for sequence in running if sequence.is_finished]
         for sequence in finished:
             self._leave(sequence)
         return finished

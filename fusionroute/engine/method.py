@@ -13,6 +13,8 @@ from fusionroute.errors import SettingsError
 from fusionroute.models.team import context_length
 from fusionroute.models.vocabulary import check_models, eos_ids
 
+NEED_ONE_DISTRIBUTION = {"presence_penalty": 0, "frequency_penalty": 0, "candidates": None}  # settings, and when off
+
 MakeRunner = Callable[[Any, str], AnyRunner]  # (model, name) to a runner; `Runner` itself is one
 
 
@@ -24,12 +26,17 @@ class Method(Protocol):
         eos_ids: tokens that end an answer.
         context_length: positions that the smallest model can hold.
         rows: cache rows that one sequence takes in each model, at most.
+        draws_from_one: each token is chosen by `choice.choose_tokens` from one distribution over one vocabulary, so
+            penalties and candidates mean something.
+        scores_prompts: it is `TeacherForced` and says of a prompt cut short what it says inside the whole one.
     """
 
     runners: ListLike[AnyRunner]
     eos_ids: frozenset[int]
     context_length: int
     rows: int = 1
+    draws_from_one: bool = True
+    scores_prompts: bool = False
 
     def step(self, sequences: ListLike[Sequence]) -> None:
         """Append at least one token to every sequence, through `choice.append_tokens`."""
@@ -37,7 +44,17 @@ class Method(Protocol):
 
     def check(self, settings: GenerationSettings) -> None:
         """Raise `SettingsError` for settings that mean nothing here; asked before a sequence is queued."""
-        return
+        for name, neutral in () if self.draws_from_one else NEED_ONE_DISTRIBUTION.items():
+            if getattr(settings, name) != neutral:
+                raise SettingsError(
+                    f"{type(self).__name__} does not choose each token from one distribution over one vocabulary, so "
+                    f"{name}={getattr(settings, name)} means nothing; drop it"
+                )
+        if settings.prompt_logprobs is not None and not self.scores_prompts:
+            raise SettingsError(
+                f"{type(self).__name__} cannot say how likely the tokens of a prompt are; drop prompt_logprobs="
+                f"{settings.prompt_logprobs}"
+            )
 
     def admit(self, sequence: Sequence) -> None:
         """Raise `PromptError` for a sequence that cannot be written here; asked before it is queued."""
@@ -87,7 +104,10 @@ class OfExperts(Method):
 class GreedyOnly(OfExperts):
     """A method whose experts write greedily and are judged afterwards, so that there is nothing to draw from."""
 
+    draws_from_one = False
+
     def check(self, settings: GenerationSettings) -> None:
+        super().check(settings)
         if not settings.is_greedy:
             raise SettingsError(
                 f"{type(self).__name__} writes greedily and has nothing to sample from; drop do_sample=True"

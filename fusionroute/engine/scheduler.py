@@ -10,6 +10,7 @@ class Scheduler:
     """Admits sequences so that rows times the longest promised length never exceeds ``token_limit``.
 
     The promise is the worst case (every model reads every sequence to its end), so what was admitted can always finish.
+    Several engines may share one: their sequences then stand in one queue.
     """
 
     def __init__(self, max_batch: int, token_limit: int):

@@ -21,6 +21,8 @@ VERDICTS = {
     "replaced": "ensembled: the ensemble chose another token than the drafter",
     "continued": "a further token of what the ensemble chose",
 }
+Likeliest = tuple[tuple[int, float], ...]  # token ids with their log-probabilities, best first
+PromptLogprob = tuple[int, float | None, Likeliest]  # a token of the prompt, its log-probability, what was likeliest
 ENSEMBLED = ("ensembled", "replaced")  # one of them for every time that an ensemble was asked
 
 
@@ -37,6 +39,8 @@ class TraceRecord:
         verdict: where models check each other's tokens, what came of it (a key of `VERDICTS`); else empty.
         support: where they do, each model's probability, the drafter's first: of its own token where a draft is
             checked, of what is written where all are asked for every token.
+        candidates: if asked for, the likeliest tokens of each distribution that took part, by the name of whose it is;
+            "fused" is the one that was written from where several were put together.
     """
 
     token_id: int
@@ -44,9 +48,10 @@ class TraceRecord:
     weights: tuple[float, ...] = ()
     decided_by: str = "expert"
     logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
+    top_logprobs: Likeliest = ()
     verdict: str = ""
     support: tuple[float, ...] = ()
+    candidates: tuple[tuple[str, Likeliest], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Completion:
         finish_reason: "stop" (end of sequence or a stop string), "length", "cancelled" or "error".
         trace: one record per token.
         error: what went wrong, naming the model, if ``finish_reason`` is "error".
+        prompt_logprobs: if asked for, one for each token of the prompt; nothing stands before the first.
     """
 
     text: str
@@ -66,6 +72,7 @@ class Completion:
     finish_reason: str
     trace: list[TraceRecord] = field(repr=False)
     error: str | None = None
+    prompt_logprobs: list[PromptLogprob] | None = field(default=None, repr=False)
 
 
 class Sequence:
@@ -76,6 +83,11 @@ class Sequence:
         eos_ids: tokens that end the answer.
         context_length: positions that the smallest model can hold.
         tokenizer: None leaves `text` empty; stop strings need one.
+
+    Attributes:
+        prompt: before it was rendered, if whoever judges the answer is to know it.
+        owner: the engine that writes it, where several share a scheduler.
+        prompt_logprobs: filled before the first token is written, if the settings ask for them.
     """
 
     def __init__(
@@ -95,7 +107,9 @@ class Sequence:
         self.max_length = min(self.prompt_length + settings.max_new_tokens, context_length)
         self.eos_ids = frozenset() if settings.ignore_eos else eos_ids
         self.tokenizer = tokenizer
-        self.prompt: Prompt | None = None  # before it was rendered, if whoever judges the answer is to know it
+        self.prompt: Prompt | None = None
+        self.owner: object = None
+        self.prompt_logprobs: list[PromptLogprob] | None = None
         # drawn once, so that an unseeded answer too draws the same numbers again after a rollback
         self.seed = random.getrandbits(63) if settings.seed is None else settings.seed
         self.trace: list[TraceRecord] = []
@@ -169,7 +183,9 @@ class Sequence:
 
     def completion(self) -> Completion:
         assert self.finish_reason is not None
-        return Completion(self.text, self.output_ids, self.finish_reason, list(self.trace), self.error)
+        return Completion(
+            self.text, self.output_ids, self.finish_reason, list(self.trace), self.error, self.prompt_logprobs
+        )
 
     def _new_text(self) -> GrowingText | None:
         return GrowingText(self.tokenizer, self.settings.stop) if self.tokenizer is not None else None

@@ -5,7 +5,7 @@ from collections.abc import Sequence as ListLike
 import torch
 from torch import Tensor
 
-from fusionroute.engine.choice import append_tokens, choose_tokens
+from fusionroute.engine.choice import FUSED, append_tokens, choose_tokens
 from fusionroute.engine.method import MakeRunner, Method
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence
@@ -23,6 +23,8 @@ class FusionRoute(Method):
             chosen expert writes alone.
     """
 
+    scores_prompts = True
+
     def __init__(self, team: TeamModels, *, complement: bool = True, make_runner: MakeRunner = Runner):
         self.complement = complement
         self.router = make_runner(team.router, ROUTER)
@@ -37,15 +39,21 @@ class FusionRoute(Method):
         expert_logits = self._ask_experts(sequences, chosen[:, None], router_logits[:, None])[:, -1]
         logits = fuse(router_logits, expert_logits, normalise=False) if self.complement else expert_logits
         tokens = choose_tokens(logits, sequences)
+        experts = [self.experts[expert].name for expert in chosen.tolist()]
         append_tokens(
             sequences,
             tokens,
             logits,
-            experts=[self.experts[expert].name for expert in chosen.tolist()],
+            experts=experts,
             weights=weights.tolist(),
             decided_by=decided_by(tokens, router_logits.argmax(-1), expert_logits.argmax(-1))
             if self.complement
             else None,
+            opinions=[
+                (ROUTER, router_logits),
+                (experts, expert_logits),
+                *([(FUSED, logits)] if self.complement else []),
+            ],
         )
 
     @torch.inference_mode()

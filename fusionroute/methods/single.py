@@ -17,6 +17,8 @@ from fusionroute.models.vocabulary import eos_ids
 class Single(Method):
     """A model alone, under its own name in the trace. A `Router` writes by its LM head."""
 
+    scores_prompts = True
+
     def __init__(self, model: Any, name: str, *, make_runner: MakeRunner = Runner):
         self.runner = make_runner(model, name)
         self.runners = (self.runner,)

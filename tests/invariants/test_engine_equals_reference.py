@@ -104,6 +104,29 @@ def test_engine_equals_reference_under_traffic(family: str, method: str) -> None
     assert {"stop", "length"} <= {completion.finish_reason for completion in found}
 
 
+@pytest.mark.parametrize("method", ["fusion_route", "routing_only", "single", "averaging"])
+def test_engine_equals_reference_under_penalties(method: str) -> None:
+    team = tiny.team()
+    pairs = []
+    for at, prompt in enumerate(tiny.prompts(9, seed=8)):
+        options: dict = {"presence_penalty": at % 3 - 1.0, "frequency_penalty": at % 4 / 2 - 0.5, "candidates": 2}
+        if at % 2:
+            options |= {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "seed": at}
+        pairs.append((prompt, GenerationSettings(max_new_tokens=8 + at, **options)))
+    found = run_with_traffic(Engine(methods(team, {})[method](), team.tokenizer, max_batch=5), pairs, seed=5)
+    changed = 0
+    for (prompt, settings), completion in zip(pairs, found, strict=True):
+        wanted = expected(team, method, prompt, settings)
+        assert completion.token_ids == wanted.token_ids
+        for mine, its in zip(completion.trace, wanted.trace, strict=True):
+            assert [name for name, _ in mine.candidates] == [name for name, _ in its.candidates]
+            for (_, ours), (_, theirs) in zip(mine.candidates, its.candidates, strict=True):
+                assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], abs=1e-4)
+        plain = settings.model_copy(update={"presence_penalty": 0.0, "frequency_penalty": 0.0})
+        changed += expected(team, method, prompt, plain).token_ids != wanted.token_ids
+    assert changed > 2, "penalties must have changed something"
+
+
 @pytest.mark.parametrize("method", ["fusion_route", "single", "averaging", "sequence_selection", "collab"])
 def test_a_ragged_batch_equals_one_at_a_time(method: str) -> None:
     team = tiny.team()

@@ -34,10 +34,10 @@ ROUTER = {"says": [0.1, 0.3, 0.6], "routes": [[2.0, 0.0], [0.0, 1.0]]}
 EXPERTS = {"math": {"says": [0.8, 0.1, 0.1]}, "code": {"says": [0.2, 0.5, 0.3]}}
 
 
-def step(**options) -> tuple[FusionRoute, list[Sequence]]:
+def step(wanted: int | None = None, **options) -> tuple[FusionRoute, list[Sequence]]:
     team = SimpleNamespace(router=ROUTER, experts=EXPERTS, eos_ids=frozenset(), context_length=100)
     method = FusionRoute(team, make_runner=Scripted, **options)  # type: ignore[arg-type]
-    sequences = [Sequence([first], GenerationSettings(logprobs=3)) for first in (0, 1, 0)]
+    sequences = [Sequence([first], GenerationSettings(logprobs=3, candidates=wanted)) for first in (0, 1, 0)]
     method.step(sequences)
     return method, sequences
 
@@ -61,6 +61,23 @@ def test_without_the_complement_the_chosen_expert_writes_alone() -> None:
     _, (to_math, to_code, _) = step(complement=False)
     assert (to_math.output_ids, to_code.output_ids) == ([0], [1])
     assert {s.trace[0].decided_by for s in (to_math, to_code)} == {"expert"}
+
+
+def test_candidates_are_of_the_router_the_chosen_expert_and_their_product() -> None:
+    _, (to_math, to_code, _) = step(wanted=2)
+    expected = {
+        "router": {2: 0.6, 1: 0.3},
+        "math": {0: 0.8, 1: 0.1},  # of equals the first
+        "fused": {0: 0.08 / 0.17, 2: 0.06 / 0.17},
+    }
+    assert [name for name, _ in to_math.trace[0].candidates] == list(expected)
+    for name, best in to_math.trace[0].candidates:
+        assert {token: math.exp(value) for token, value in best} == pytest.approx(expected[name], abs=1e-5)
+    assert [name for name, _ in to_code.trace[0].candidates] == ["router", "code", "fused"]
+    _, (alone, _, _) = step(wanted=2, complement=False)
+    assert [name for name, _ in alone.trace[0].candidates] == ["router", "math"]
+    _, (unasked, _, _) = step()
+    assert unasked.trace[0].candidates == ()
 
 
 def test_each_expert_is_asked_once_and_only_for_its_own() -> None:

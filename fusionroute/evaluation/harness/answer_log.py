@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from fusionroute.engine.sequence import Completion, TraceRecord
+from fusionroute.engine.sequence import Completion, Likeliest, TraceRecord
 from fusionroute.errors import OutputExistsError
 from fusionroute.output import write_text
 
@@ -87,10 +87,23 @@ def _parsed(line: str) -> Any:
 
 
 def _completion(values: dict[str, Any]) -> Completion:
-    return Completion(**values | {"trace": [_trace_record(each) for each in values["trace"]]})
+    prompt = values.get("prompt_logprobs")
+    if prompt is not None:
+        prompt = [(token, logprob, _likeliest(top)) for token, logprob, top in prompt]
+    trace = [_trace_record(each) for each in values["trace"]]
+    return Completion(**values | {"trace": trace, "prompt_logprobs": prompt})
 
 
 def _trace_record(values: dict[str, Any]) -> TraceRecord:
-    top = tuple((token, logprob) for token, logprob in values["top_logprobs"])
-    lists = {"weights": tuple(values["weights"]), "support": tuple(values.get("support", ()))}
-    return TraceRecord(**values | lists | {"top_logprobs": top})
+    """Logs of former versions lack what records did not have then."""
+    lists = {
+        "weights": tuple(values["weights"]),
+        "support": tuple(values.get("support", ())),
+        "top_logprobs": _likeliest(values["top_logprobs"]),
+        "candidates": tuple((name, _likeliest(top)) for name, top in values.get("candidates", ())),
+    }
+    return TraceRecord(**values | lists)
+
+
+def _likeliest(values: Iterable[tuple[int, float]]) -> Likeliest:
+    return tuple((token, logprob) for token, logprob in values)

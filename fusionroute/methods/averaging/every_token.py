@@ -38,6 +38,8 @@ class AveragingAcross(OfMembers):
             a gate outside (0, 1], or for UniTE.
     """
 
+    draws_from_one = False
+
     def __init__(
         self,
         members: ListLike[Member],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusionroute.config import nearest
-from fusionroute.engine.choice import append_tokens, choose_tokens
+from fusionroute.engine.choice import FUSED, append_tokens, choose_tokens
 from fusionroute.engine.method import MakeRunner, OfExperts
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence
@@ -30,6 +30,8 @@ class Averaging(OfExperts):
         SettingsError: weights that are negative, all 0, or not one per expert; another space.
         VocabularyError: experts of different vocabularies.
     """
+
+    scores_prompts = True
 
     def __init__(
         self,
@@ -55,12 +57,14 @@ class Averaging(OfExperts):
         logits = average(each, self._asked_weights(), self.space)
         tokens = choose_tokens(logits, sequences)
         said = contributions(each, self._asked_weights())[:, torch.arange(len(sequences), device=tokens.device), tokens]
+        names = [self.experts[at].name for at in self.asked]
         append_tokens(
             sequences,
             tokens,
             logits,
-            experts=[self.experts[self.asked[at]].name for at in said.argmax(0).tolist()],
+            experts=[names[at] for at in said.argmax(0).tolist()],
             weights=[self.weights] * len(sequences),
+            opinions=[*zip(names, each, strict=True), (FUSED, logits)],
         )
 
     @torch.inference_mode()

@@ -59,6 +59,10 @@ class Draft:
         """Of the next token to be drafted; the counter of its random number."""
         return self.sequence.position + len(self.proposals)
 
+    @property
+    def output_ids(self) -> list[int]:
+        return self.sequence.output_ids + self.ids
+
 
 class Drafting:
     """Drafts for many sequences, in one batch.

@@ -43,6 +43,8 @@ class Safe(OfMembers):
         VocabularyError: a drafter that cannot end an answer, as each `Member` says.
     """
 
+    draws_from_one = False
+
     def __init__(
         self,
         members: ListLike[Member],

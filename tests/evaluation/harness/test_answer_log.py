@@ -1,5 +1,6 @@
 """Answers survive a crash, and answers of other conditions are nobody's."""
 
+import json
 import os
 from pathlib import Path
 
@@ -29,6 +30,23 @@ def test_what_was_added_is_known_the_next_time(tmp_path: Path) -> None:
     assert known(tmp_path / "log", {"seed": 0}) == {"one": ANSWER, "two": ANSWER}
     written(tmp_path / "log", "three")
     assert list(known(tmp_path / "log", {"seed": 0})) == ["one", "two", "three"]
+
+
+def test_all_that_was_asked_for_comes_back(tmp_path: Path) -> None:
+    record = TraceRecord(5, "math", candidates=(("router", ((5, -0.5), (6, -1.0))), ("math", ())))
+    answer = Completion("a", [5], "stop", [record], None, [(1, None, ()), (2, -0.25, ((2, -0.25), (3, -3.0)))])
+    with AnswerLog(tmp_path / "log", {}) as log:
+        log.add("one", answer)
+    assert known(tmp_path / "log", {}) == {"one": answer}
+
+
+def test_a_log_of_a_former_version_is_read(tmp_path: Path) -> None:
+    record = {"token_id": 5, "expert": "math", "weights": [0.5, 0.5], "decided_by": "both", "logprob": -0.5}
+    former = {"text": "a", "token_ids": [5], "finish_reason": "stop", "error": None}
+    former |= {"trace": [record | {"top_logprobs": [[5, -0.5]]}]}
+    (tmp_path / "log").write_text(json.dumps({"seed": 0}) + "\n" + json.dumps(["one", former]) + "\n")
+    trace = [TraceRecord(5, "math", (0.5, 0.5), "both", -0.5, ((5, -0.5),))]
+    assert known(tmp_path / "log", {"seed": 0}) == {"one": Completion("a", [5], "stop", trace)}
 
 
 def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:

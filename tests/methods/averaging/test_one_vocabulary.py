@@ -31,6 +31,18 @@ def test_the_largest_average_is_written() -> None:
     assert [token for token, _ in record.top_logprobs] == [2, 0]
 
 
+def test_candidates_are_of_every_expert_that_counts_and_of_the_average() -> None:
+    asking = ONE.model_copy(update={"candidates": 1})
+    (answer,) = Engine(Averaging(scripted())).generate([[0]], asking)
+    found = {name: (token, math.exp(value)) for name, ((token, value),) in answer.trace[0].candidates}
+    wanted = {"math": (1, 0.5), "code": (0, 0.6), "fused": (2, 0.385)}
+    assert list(found) == list(wanted)
+    for name, (token, probability) in wanted.items():
+        assert found[name] == (token, pytest.approx(probability, abs=1e-4))
+    (answer,) = Engine(Averaging(scripted(), weights=[0, 1])).generate([[0]], asking)
+    assert [name for name, _ in answer.trace[0].candidates] == ["code", "fused"]
+
+
 def test_weights_decide_and_are_scaled() -> None:
     # 1 to 3: token 0 .4525, 1 .1475, 2 .3475
     (answer,) = Engine(Averaging(scripted(), weights=[1, 3])).generate([[0]], ONE)
