@@ -4,7 +4,7 @@
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 WORKERS ?= 2
 VENV := .venv
-EXTRAS := dev,peft,eval,moe
+EXTRAS := dev,peft,eval,moe,server
 INSTALLED := $(VENV)/.installed.stamp
 RUN := $(VENV)/bin/python -m
 

@@ -17,6 +17,7 @@ from fusionroute.cli.lm_eval import CONTEXT as LM_EVAL_CONTEXT
 from fusionroute.cli.lm_eval import lm_eval
 from fusionroute.cli.merge import merge
 from fusionroute.cli.pairs import pairs
+from fusionroute.cli.serve import serve
 from fusionroute.cli.train import cdpo, score, sft, train
 from fusionroute.cli.zoo import build, demo, examples, listing
 from fusionroute.environment import versions
@@ -36,6 +37,7 @@ app.command()(pairs)
 app.command()(cdpo)
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 app.command()(calibrate)
 app.command()(merge)
 app.command()(judge)

@@ -1,0 +1,127 @@
+"""The application: endpoints, what each may answer, and what stands before them all."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from fusionroute.environment import versions
+from fusionroute.server import replies
+from fusionroute.server.chat import chat_completions
+from fusionroute.server.completions import completions
+from fusionroute.server.errors import ApiError, add_handlers, shutting_down, unknown_model
+from fusionroute.server.intake import Intake
+from fusionroute.server.logs import Logged
+from fusionroute.server.openapi import REFUSALS, describe, request_body, told
+from fusionroute.server.pages import add_pages
+from fusionroute.server.schemas import ChatRequest, CompletionRequest
+from fusionroute.server.security import LimitedBody, NeedsKey, NotCrowded, TimedSending
+from fusionroute.server.settings import ServerSettings
+from fusionroute.server.worker import Worker
+
+
+def create_app(worker: Worker, settings: ServerSettings) -> FastAPI:
+    """An ASGI application over a worker, which is the caller's to start and to stop."""
+    app = FastAPI(
+        title="fusionroute",
+        version=versions()["fusionroute"],
+        docs_url=None,  # both pages load from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        middleware=_middleware(worker, settings),
+    )
+    app.state.intake = Intake(worker, settings)
+    app.state.created = replies.now()
+    _add_endpoints(app)
+    add_handlers(app)
+    describe(app, needs_key=bool(settings.api_keys))
+    if settings.playground:
+        add_pages(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.intake.close()
+
+
+def _middleware(worker: Worker, settings: ServerSettings) -> list[Middleware]:
+    """The outermost first."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-request-id"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
+    return [
+        Middleware(Logged, metrics=worker.metrics),
+        Middleware(TimedSending, seconds=settings.send_timeout),
+        *([cors] if settings.cors else []),
+        Middleware(NotCrowded),
+        Middleware(NeedsKey, keys=settings.api_keys),
+        Middleware(LimitedBody, most=settings.max_body, seconds=settings.body_timeout),
+    ]
+
+
+def _add_endpoints(app: FastAPI) -> None:
+    app.add_api_route(
+        "/v1/chat/completions",
+        chat_completions,
+        methods=["POST"],
+        openapi_extra=request_body(ChatRequest),
+        responses=told(replies.ChatReply, *REFUSALS, events=replies.ChatChunk),
+    )
+    app.add_api_route(
+        "/v1/completions",
+        completions,
+        methods=["POST"],
+        openapi_extra=request_body(CompletionRequest),
+        responses=told(replies.TextReply, *REFUSALS, events=replies.TextReply),
+    )
+    app.add_api_route("/v1/models", models, responses=told(replies.ModelList, 401, 503))
+    app.add_api_route("/v1/models/{id:path}", one_model, responses=told(replies.Model, 401, 404, 503))
+    app.add_api_route("/health", health, responses=told(replies.Health, 503))
+    app.add_api_route("/version", version, responses=told(replies.Version))
+    app.add_api_route("/metrics", metrics, response_class=PlainTextResponse, responses=told(None, 401, 503))
+
+
+async def models(request: Request) -> JSONResponse:
+    """Every model id on offer; the first is the whole team or ensemble."""
+    state = request.app.state
+    data = [replies.model(offered, state.created) for offered in state.intake.offer.values()]
+    return JSONResponse({"object": "list", "data": data})
+
+
+async def one_model(request: Request, id: str) -> JSONResponse:
+    """One model id."""
+    state = request.app.state
+    if id not in state.intake.offer:
+        raise unknown_model(id, list(state.intake.offer))
+    return JSONResponse(replies.model(state.intake.offer[id], state.created))
+
+
+async def health(request: Request) -> JSONResponse:
+    """Whether requests are taken."""
+    worker: Worker = request.app.state.intake.worker
+    if worker.is_stopping:
+        raise shutting_down()
+    if not worker.is_alive:
+        raise ApiError(503, "The server's worker does not run.", type="server_error", code="unhealthy")
+    return JSONResponse({"status": "ok"})
+
+
+async def version() -> JSONResponse:
+    """Of fusionroute."""
+    return JSONResponse({"version": versions()["fusionroute"]})
+
+
+async def metrics(request: Request) -> Response:
+    """In the text format of Prometheus."""
+    content, kind = request.app.state.intake.worker.metrics.render()
+    return Response(content, media_type=kind)

@@ -1,0 +1,89 @@
+// One model's answer: its text by token, its legend, and a line on how it went.
+import { element, plural } from "./dom.js";
+import { Legend } from "./legend.js";
+import { Tokens } from "./tokens.js";
+
+const ENDS = { stop: "complete", length: "cut off at the token limit", cancelled: "stopped" };
+
+export class Answer {
+  text = ""; // what the model said, for the turns that follow
+  #drawing = 0;
+  #times = { asked: performance.now(), first: null, last: null };
+
+  constructor(model, writers, inspector) {
+    this.model = model;
+    this.legend = new Legend(model.fusionroute.writers, writers);
+    this.tokens = new Tokens(writers, inspector, `Tokens of the answer of ${model.id}`);
+    this.whole = element("p", { className: "unseen whole" }); // to be read as text; the tokens are a list of many pieces
+    this.foot = element("p", { className: "foot" });
+    const heading = element("h2", { textContent: model.id });
+    this.node = element("article", { className: "answer writing" }, heading, this.legend.node, this.whole, this.tokens.node, this.foot);
+  }
+
+  /** Takes one chunk of the stream. */
+  take(chunk) {
+    for (const choice of chunk.choices) {
+      const text = choice.delta?.content ?? choice.text ?? "", records = choice.provenance ?? [];
+      this.text += text;
+      for (const record of records) this.#write(record);
+      this.tokens.addText(text.slice(records.reduce((length, record) => length + record.text.length, 0)));
+      if (choice.finish_reason) this.reason = choice.finish_reason;
+    }
+    if (chunk.usage) this.usage = chunk.usage;
+    this.#drawing ||= requestAnimationFrame(() => this.#draw());
+  }
+
+  /** The stream has ended well. */
+  finish() {
+    this.#end(ENDS[this.reason] ?? this.reason);
+  }
+
+  stopped() {
+    this.#end(ENDS.cancelled);
+  }
+
+  /** @param retry null where asking again cannot help */
+  fail(message, retry) {
+    this.#end("failed");
+    const words = element("p", { className: "error" }, element("span", { textContent: message }));
+    if (retry) words.append(" ", element("button", { type: "button", textContent: "Try again", onclick: retry }));
+    this.node.append(words);
+  }
+
+  /** For those who do not see it: `answer complete, 54 tokens: math 60 %, …`. */
+  inWords() {
+    return `${this.model.id}: answer ${this.outcome}, ${this.legend.inWords()}`;
+  }
+
+  #write(record) {
+    this.#times.first ??= performance.now();
+    this.#times.last = performance.now();
+    this.tokens.add(record);
+    this.legend.count(record);
+  }
+
+  #draw() {
+    this.#drawing = 0;
+    this.legend.draw();
+  }
+
+  #end(outcome) {
+    this.outcome = outcome;
+    this.#draw();
+    this.whole.textContent = this.text;
+    this.node.classList.remove("writing");
+    this.tokens.node.ariaBusy = "false";
+    this.foot.textContent = [outcome, ...this.#figures()].join(" · ");
+  }
+
+  #figures() {
+    const { asked, first, last } = this.#times;
+    const count = this.tokens.length;
+    if (!count) return [];
+    const figures = [plural(this.usage?.completion_tokens ?? count, "token")];
+    if (count > 1 && last > first) figures.push(`${((count - 1) / ((last - first) / 1000)).toPrecision(3)} tokens/s`);
+    figures.push(`first after ${((first - asked) / 1000).toFixed(2)} s`);
+    if (this.usage) figures.push(`prompt ${plural(this.usage.prompt_tokens, "token")}`);
+    return figures;
+  }
+}
