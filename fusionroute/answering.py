@@ -33,6 +33,7 @@ class TextByToken:
         assert sequence.tokenizer is not None, "without a tokenizer there is no text"
         self.sequence = sequence
         self._growing = GrowingText(sequence.tokenizer)
+        self._unread: list[int] = []  # tokens that `_growing` has not decoded: where one comes at a time, all of them
         self._seen, self._shown = 0, 0
 
     def new(self) -> list[tuple[TraceRecord, str]]:
@@ -48,8 +49,13 @@ class TextByToken:
         return text
 
     def _grow(self, record: TraceRecord, text: str, *, is_newest: bool) -> str:
-        self._growing.push(record.token_id)
-        begin, end = self._shown, len(text) if is_newest else min(len(self._growing.text), len(text))
+        self._unread.append(record.token_id)
+        begin, end = self._shown, len(text)
+        if not is_newest:
+            for token_id in self._unread:
+                self._growing.push(token_id)
+            self._unread.clear()
+            end = min(len(self._growing.text), end)
         self._shown = max(begin, end)
         return text[begin : self._shown]
 
