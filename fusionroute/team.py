@@ -54,7 +54,8 @@ class Team(TeamModels):
             max_batch, cache_limit: see `Engine`.
             on_finish: called with each sequence as it ends.
             **settings: `GenerationSettings`: ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``,
-                ``min_p``, ``seed``, ``stop``, ``logprobs``, ``ignore_eos``.
+                ``min_p``, ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop``, ``logprobs``,
+                ``prompt_logprobs``, ``candidates``, ``ignore_eos``.
 
         Raises:
             SettingsError: an unknown option or a value out of range.

@@ -10,7 +10,7 @@ from typing import Any, Self
 from transformers import PreTrainedTokenizerBase
 
 from fusionroute.engine.engine import MAX_BATCH, Engine, shared_scheduler
-from fusionroute.engine.method import Method, TeacherForced
+from fusionroute.engine.method import Method
 from fusionroute.engine.runner import Runner
 from fusionroute.ensemble import Ensemble
 from fusionroute.errors import SettingsError
@@ -179,7 +179,7 @@ class Offer(Mapping[str, Offered]):
             weighted=way.weighted,
             description=way.description,
             takes_token_ids=way.takes_token_ids,
-            scores_prompts=isinstance(way.method, TeacherForced),
+            scores_prompts=way.method.scores_prompts,
         )
 
 
