@@ -17,7 +17,6 @@ what a copy of its models for every id would take.
 import argparse
 import asyncio
 import gc
-import json
 import multiprocessing
 import os
 import shlex
@@ -34,10 +33,9 @@ from typing import Any
 
 import numpy as np
 import psutil
-from serving_clients import Connection, Reply, running_server
+from serving_clients import Connection, Reply, run, running_server
 
 from fusionroute.environment import git_commit, machine, versions
-from fusionroute.output import write_json
 
 CLIENTS = (1, 4, 16, 64)
 TEAM = "runs/zoo_comparison/team-0"
@@ -441,8 +439,6 @@ def _mib(size: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--render", type=Path, help="print a finished result as a table")
     parser.add_argument("--parts", nargs="+", choices=("speed", "memory"), default=("speed", "memory"))
     parser.add_argument("--team", default=TEAM, help="a trained zoo team; benchmarks/zoo_comparison.py makes this one")
     parser.add_argument("--clients", nargs="+", type=int, choices=CLIENTS, default=CLIENTS)
@@ -450,18 +446,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--each", type=int, default=4, help="requests of each client in a round")
     parser.add_argument("--size", choices=SIZES, default="50m", help="of the models whose memory is measured")
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args()
-    if options.render:
-        print(render(json.loads(options.render.read_text())))
-        return
-    if options.output is None or (options.output.exists() and not options.overwrite):
-        parser.error("give --output FILE; a file that exists needs --overwrite")
-    if "speed" in options.parts and not (Path(options.team) / "team.json").exists():
-        parser.error(f"no team at {options.team}; train one with benchmarks/zoo_comparison.py, or give --team")
-    results = measure(options)
-    write_json(options.output, results)
-    print(render(results), f"\n\nwritten to {options.output}")
+    run(parser, measure, render, lambda options: "speed" in options.parts)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 connection that speaks just enough HTTP to stream an answer and to say when each piece of it came.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -13,13 +14,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import psutil
+
+from fusionroute.output import write_json
 
 HOST = "127.0.0.1"
 STARTING = 300.0  # seconds in which a server must have loaded its models
@@ -29,12 +32,23 @@ GAUGES = tuple(
 )
 
 
+class Process(Protocol):
+    """What is asked of a server's process: that of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def kill(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Server:
     """A server that answers, in a process of its own."""
 
     port: int
-    process: "subprocess.Popen[bytes]"
+    process: Process
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://{HOST}:{self.port}{path}", timeout=30) as reply:
@@ -86,7 +100,14 @@ def running_server(
             stdout=subprocess.DEVNULL,
             stderr=stderr,
         )
-    server = Server(port, process)
+    with stopped_in_the_end(Server(port, process), ends_with) as server:
+        yield server
+
+
+@contextmanager
+def stopped_in_the_end(server: Server, ends_with: int = 0) -> Iterator[Server]:
+    """``server`` once it answers. Raises `RuntimeError` if it does not end with the code ``ends_with``."""
+    process = server.process
     try:
         _wait_for(server)
         yield server
@@ -103,11 +124,11 @@ def _wait_for(server: Server) -> None:
     end = time.monotonic() + STARTING
     while time.monotonic() < end:
         if server.process.poll() is not None:
-            raise RuntimeError(f"the server ended with code {server.process.returncode} before it answered")
+            raise RuntimeError(f"the server ended with code {server.process.poll()} before it answered")
         try:
             server.get("/health")
         except OSError:
-            time.sleep(0.1)
+            time.sleep(0.05)
         else:
             return
     raise TimeoutError(f"no server answered within {STARTING:.0f} s")
@@ -202,3 +223,26 @@ class Connection:
             return
         *events, reply.body = reply.body.split(b"\n\n")
         reply.arrivals += [(at, event[6:]) for event in events if event.startswith(b"data: ")]
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    render: Callable[[dict[str, Any]], str],
+    needs_team: Callable[[argparse.Namespace], bool] = lambda options: True,
+) -> None:
+    """Measure and write what is found, or show what was found before, as the options say."""
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--render", type=Path, help="print a finished result in words")
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    if options.render:
+        print(render(json.loads(options.render.read_text())))
+        return
+    if options.output is None or (options.output.exists() and not options.overwrite):
+        parser.error("give --output FILE; a file that exists needs --overwrite")
+    if needs_team(options) and not (Path(options.team) / "team.json").exists():
+        parser.error(f"no team at {options.team}; train one with benchmarks/zoo_comparison.py, or give --team")
+    results = measure(options)
+    write_json(options.output, results)
+    print(render(results), f"\n\nwritten to {options.output}")

@@ -14,7 +14,6 @@ independent draws. In the end, gauges must be at zero.
 import argparse
 import asyncio
 import itertools
-import json
 import random
 import shlex
 import statistics
@@ -24,14 +23,12 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from multiprocessing.connection import Connection as Pipe
-from pathlib import Path
 from typing import Any
 
 from serving import TASKS, TEAM, worker
-from serving_clients import Connection, Server, running_server
+from serving_clients import Connection, Server, run, running_server
 
 from fusionroute.environment import git_commit, machine, versions
-from fusionroute.output import write_json
 
 SPANS = 10
 WRONG = ("UNEXPECTED", "FAILED", "HANGING", "BROKEN OFF")
@@ -254,8 +251,6 @@ def render(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--render", type=Path, help="print a finished result in words")
     parser.add_argument("--team", default=TEAM, help="a trained zoo team; benchmarks/zoo_comparison.py makes this one")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=24)
@@ -263,18 +258,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the time that is left out")
     parser.add_argument("--cache-limit", default="256MiB", help="so that the cache has its full size early")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args()
-    if options.render:
-        print(render(json.loads(options.render.read_text())))
-        return
-    if options.output is None or (options.output.exists() and not options.overwrite):
-        parser.error("give --output FILE; a file that exists needs --overwrite")
-    if not (Path(options.team) / "team.json").exists():
-        parser.error(f"no team at {options.team}; train one with benchmarks/zoo_comparison.py, or give --team")
-    results = measure(options)
-    write_json(options.output, results)
-    print(render(results), f"\n\nwritten to {options.output}")
+    run(parser, measure, render)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """``fusionroute serve``: what it refuses in one line, and that it serves until it is told to stop."""
 
+import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ from typing import Any
 import pytest
 
 import tiny
-from fusionroute.server.settings import KEY_VARIABLE
+from fusionroute.cli.serve import serve as serve_command
+from fusionroute.server.settings import KEY_VARIABLE, ServerSettings
 from test_cli import complaint, run
 
 
@@ -51,6 +55,46 @@ def test_it_answers_until_it_is_told_to_stop(folder: Path) -> None:
     assert server.returncode == 0
     lines = [json.loads(line) for line in log.splitlines()]
     assert [line.get("path", line.get("event")) for line in lines] == ["/v1/chat/completions", "stopping"]
+
+
+def test_a_worker_that_dies_ends_the_process(folder: Path) -> None:
+    """With a code by which whoever watches it knows that it has to be started again."""
+    broken = (
+        "from fusionroute.cli import app; from fusionroute.server.worker import Worker\n"
+        "def bug(*_): raise RuntimeError('a bug')\n"
+        "Worker._round = bug; app()"
+    )
+    arguments = [sys.executable, "-c", broken, "serve", str(folder), "--port", "0", "--name", "mine"]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as server:
+        assert server.stdout is not None
+        try:
+            address = server.stdout.readline().split()[2]
+            request = urllib.request.Request(
+                f"{address}/v1/completions",
+                json.dumps({"model": "mine", "prompt": "hi"}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with pytest.raises(urllib.error.HTTPError) as failed:
+                urllib.request.urlopen(request, timeout=60)
+            assert failed.value.code == 500
+            failed.value.close()
+            _, log = server.communicate(timeout=60)
+        finally:
+            server.kill()
+    assert server.returncode == 1
+    assert log.splitlines()[-1].startswith("error: the server's worker has died")
+
+
+def test_the_help_says_the_defaults(folder: Path) -> None:
+    """They cannot be read where the help is made: that would load torch for every command."""
+    fields = ServerSettings.model_fields
+    for option in inspect.signature(serve_command).parameters.values():
+        told = re.search(r"else ([\w.]+)", option.annotation.__metadata__[0].help or "")
+        if option.name in fields and told and told[1] not in ("its", "the", "what"):
+            default = ServerSettings.model_validate({option.name: told[1].rstrip(".")})
+            assert getattr(default, option.name) == fields[option.name].default, option.name
 
 
 def test_a_port_that_is_taken(folder: Path) -> None:

@@ -8,14 +8,13 @@ import typer
 
 from fusionroute.cli import options
 from fusionroute.cli.console import quiet
-from fusionroute.cli.failing import BAD_INPUT, complain
+from fusionroute.cli.failing import BAD_INPUT, FAILED, complain
 
 if TYPE_CHECKING:
     from fusionroute.server.settings import ServerSettings
 
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 LISTENING, LIMITS, ACCESS = "Where it listens", "How much it takes on", "Who may ask"
-THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
 def _limit(help: str, *names: str) -> Any:
@@ -61,6 +60,14 @@ def serve(
             metavar="ORIGIN", help="Web page that may ask from a browser; repeatable.", rich_help_panel=ACCESS
         ),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name by which the server may be addressed, * = any; repeatable. Else, without keys: this machine's.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Prompts and answers stand in the log.", rich_help_panel=ACCESS)
     ] = False,
@@ -76,20 +83,26 @@ def serve(
     quiet()
     from fusionroute.server.run import serve as run
     from fusionroute.server.settings import ServerSettings
+    from fusionroute.server.worker import WorkerDiedError
 
     said = {
         "host": host, "port": port, "name": name, "grace": grace, "max_batch": max_batch, "max_waiting": max_waiting,
         "max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "max_n": max_n,
         "time_limit": time_limit, "max_body": max_body, "body_timeout": body_timeout, "send_timeout": send_timeout,
         "max_connections": max_connections, "api_key_file": api_key_file, "cors": cors, "cache_limit": cache_limit,
-        "log_prompts": log_prompts, "playground": not no_playground,
+        "log_prompts": log_prompts, "playground": not no_playground, "allowed_hosts": allowed_host,
     }  # fmt: skip
     settings = ServerSettings.parse({option: value for option, value in said.items() if value is not None})
     _warn(settings)
-    run(team, settings, device=device, dtype=dtype, announce=_announce)
+    try:
+        run(team, settings, device=device, dtype=dtype, announce=_announce)
+    except WorkerDiedError as error:
+        raise typer.Exit(complain(str(error), FAILED)) from None
 
 
 def _warn(settings: "ServerSettings") -> None:
+    from fusionroute.server.app import THIS_MACHINE
+
     if settings.host not in THIS_MACHINE and not settings.api_keys:
         typer.secho(
             f"warning: anybody who reaches {settings.host} may use these models, since there is no API key: give "

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.memory import token_limit
 from fusionroute.engine.method import Method
-from fusionroute.engine.prompt_scoring import score_prompts
+from fusionroute.engine.prompt_scoring import PromptScoring
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.scheduler import Scheduler
 from fusionroute.engine.sequence import Completion, Sequence
@@ -64,6 +64,7 @@ class Engine:
         if scheduler is None:
             scheduler = shared_scheduler([method], max_batch=max_batch, cache_limit=cache_limit)
         self.scheduler = scheduler
+        self._scoring = PromptScoring(method)
 
     def submit(self, prompt_ids: list[int], settings: GenerationSettings, prompt: Prompt | None = None) -> Sequence:
         """Queue a prompt.
@@ -114,12 +115,15 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Sequence]:
-        """One round for everybody who runs; returns those whose answers ended."""
+        """One round for everybody who runs; returns those whose answers ended.
+
+        Prompts whose own log-probabilities are asked for are scored a bounded part at a time, before the round.
+        """
         self.scheduler.admit()
         running = self.running
-        score_prompts(self.method, running)
-        if unfinished := [sequence for sequence in running if not sequence.is_finished]:
-            self.method.step(unfinished)
+        self._scoring.advance(running)
+        if writing := [each for each in running if not each.is_finished and each not in self._scoring]:
+            self.method.step(writing)
         return self._finish(running)
 
     def cancel(self, sequence: Sequence) -> None:
@@ -187,4 +191,5 @@ class Engine:
 
     def _leave(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
+        self._scoring.forget(sequence)
         self.method.release(sequence)

@@ -34,7 +34,10 @@ class Answers:
         self._leaving: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._ticket = self._worker.submit(self.asked.offered.id, self.asked.sequences, self._on_update)
+        asked = self.asked
+        self._ticket = self._worker.submit(
+            asked.offered.id, asked.sequences, self._on_update, arrived_at=asked.arrived_at
+        )
         self._leaving = asyncio.create_task(self._until_gone())
         return self
 
@@ -97,10 +100,6 @@ class Answer:
     @property
     def text(self) -> str:
         return "".join(text for _, text in self.written) + self.rest
-
-    @property
-    def records(self) -> list[TraceRecord]:
-        return [record for record, _ in self.written]
 
     def add(self, update: Update) -> None:
         self.written += update.written

@@ -12,15 +12,17 @@ from fusionroute.environment import versions
 from fusionroute.server import replies
 from fusionroute.server.chat import chat_completions
 from fusionroute.server.completions import completions
-from fusionroute.server.errors import ApiError, add_handlers, shutting_down, unknown_model
+from fusionroute.server.errors import add_handlers, of_exception, shutting_down, unhealthy, unknown_model
 from fusionroute.server.intake import Intake
 from fusionroute.server.logs import Logged
 from fusionroute.server.openapi import REFUSALS, describe, request_body, told
 from fusionroute.server.pages import add_pages
 from fusionroute.server.schemas import ChatRequest, CompletionRequest
-from fusionroute.server.security import LimitedBody, NeedsKey, NotCrowded, TimedSending
+from fusionroute.server.security import KnownHost, LimitedBody, NeedsKey, NotCrowded, TimedSending
 from fusionroute.server.settings import ServerSettings
 from fusionroute.server.worker import Worker
+
+THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
 def create_app(worker: Worker, settings: ServerSettings) -> FastAPI:
@@ -59,9 +61,12 @@ def _middleware(worker: Worker, settings: ServerSettings) -> list[Middleware]:
         allow_headers=["authorization", "content-type", "x-request-id"],
         expose_headers=["x-request-id", "retry-after"],
     )
+    hosts = Middleware(KnownHost, hosts=settings.allowed_hosts)
+    is_open_here = not settings.api_keys and settings.host in THIS_MACHINE
     return [
-        Middleware(Logged, metrics=worker.metrics),
+        Middleware(Logged, metrics=worker.metrics, refuse=lambda error: of_exception(error).response()),
         Middleware(TimedSending, seconds=settings.send_timeout),
+        *([hosts] if settings.allowed_hosts or is_open_here else []),
         *([cors] if settings.cors else []),
         Middleware(NotCrowded),
         Middleware(NeedsKey, keys=settings.api_keys),
@@ -84,11 +89,15 @@ def _add_endpoints(app: FastAPI) -> None:
         openapi_extra=request_body(CompletionRequest),
         responses=told(replies.TextReply, *REFUSALS, events=replies.TextReply),
     )
-    app.add_api_route("/v1/models", models, responses=told(replies.ModelList, 401, 503))
-    app.add_api_route("/v1/models/{id:path}", one_model, responses=told(replies.Model, 401, 404, 503))
-    app.add_api_route("/health", health, responses=told(replies.Health, 503))
-    app.add_api_route("/version", version, responses=told(replies.Version))
-    app.add_api_route("/metrics", metrics, response_class=PlainTextResponse, responses=told(None, 401, 503))
+    for path, endpoint, said in (
+        ("/v1/models", models, told(replies.ModelList, 401, 403, 503)),
+        ("/v1/models/{id:path}", one_model, told(replies.Model, 401, 403, 404, 503)),
+        ("/health", health, told(replies.Health, 503)),
+        ("/version", version, told(replies.Version, 403)),
+    ):
+        app.add_api_route(path, endpoint, responses=said)
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    app.add_api_route("/metrics", metrics, response_class=PlainTextResponse, responses=told(None, 401, 403, 503))
 
 
 async def models(request: Request) -> JSONResponse:
@@ -109,10 +118,10 @@ async def one_model(request: Request, id: str) -> JSONResponse:
 async def health(request: Request) -> JSONResponse:
     """Whether requests are taken."""
     worker: Worker = request.app.state.intake.worker
+    if worker.has_died:
+        raise unhealthy()
     if worker.is_stopping:
         raise shutting_down()
-    if not worker.is_alive:
-        raise ApiError(503, "The server's worker does not run.", type="server_error", code="unhealthy")
     return JSONResponse({"status": "ok"})
 
 

@@ -3,30 +3,20 @@
 from collections.abc import Iterator
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from fusionroute.server import replies
-from fusionroute.server.answers import Answer, Answers, collect
-from fusionroute.server.intake import Intake
-from fusionroute.server.logs import entry
+from fusionroute.server.answers import Answer
+from fusionroute.server.endpoint import answer
 from fusionroute.server.prompts import for_chat
 from fusionroute.server.schemas import ChatRequest
-from fusionroute.server.streaming import EventStream
 from fusionroute.server.telling import Chunk, Telling, Written
 from fusionroute.server.worker import Update
 
 
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
-    intake: Intake = request.app.state.intake
-    asked = await intake.take(request, ChatRequest, for_chat)
-    answers = Answers(intake.worker, asked, request.receive)
-    telling = ChatTelling(
-        asked, intake.spelling[asked.offered.id], entry(request.scope), log_text=intake.settings.log_prompts
-    )
-    if asked.request.stream:
-        return EventStream(answers, telling)
-    return JSONResponse(telling.reply(await collect(answers)))
+    return await answer(request, ChatRequest, for_chat, ChatTelling)
 
 
 class ChatTelling(Telling):

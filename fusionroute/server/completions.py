@@ -4,31 +4,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from fusionroute.engine.sequence import PromptLogprob
 from fusionroute.server import replies
-from fusionroute.server.answers import Answer, Answers, collect
-from fusionroute.server.intake import Intake
-from fusionroute.server.logs import entry
+from fusionroute.server.answers import Answer
+from fusionroute.server.endpoint import answer
 from fusionroute.server.prompts import Echo, for_completion
 from fusionroute.server.schemas import CompletionRequest
-from fusionroute.server.streaming import EventStream
 from fusionroute.server.telling import Telling, Written
 from fusionroute.server.worker import Update
 
 
 async def completions(request: Request) -> Response:
     """Continue a text, or token ids, as they are."""
-    intake: Intake = request.app.state.intake
-    asked = await intake.take(request, CompletionRequest, for_completion)
-    answers = Answers(intake.worker, asked, request.receive)
-    telling = TextTelling(
-        asked, intake.spelling[asked.offered.id], entry(request.scope), log_text=intake.settings.log_prompts
-    )
-    if asked.request.stream:
-        return EventStream(answers, telling)
-    return JSONResponse(telling.reply(await collect(answers)))
+    return await answer(request, CompletionRequest, for_completion, TextTelling)
 
 
 class TextTelling(Telling):

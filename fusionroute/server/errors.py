@@ -1,6 +1,6 @@
 """From an exception to OpenAI's error reply. What a client reads never holds a stack trace or a path."""
 
-import math
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,18 +8,44 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from fusionroute.config import nearest
 from fusionroute.errors import FusionRouteError, PromptError, RequestTooLargeError, SettingsError
+from fusionroute.server.logs import entry
 from fusionroute.server.schemas import UNSUPPORTED
-from fusionroute.server.worker import SHUTDOWN, TIMEOUT, BusyError, StoppingError
+from fusionroute.server.worker import SHUTDOWN, TIMEOUT, BusyError, StoppingError, WorkerDiedError
 
 INVALID = "invalid_request_error"
-LONGEST_MESSAGE = 1000
+LONGEST_MESSAGE, LONGEST_VALUE = 1000, 60
 WANTED = {  # where a field may be several things, no one of pydantic's complaints says all of them
     "prompt": "a text, a list of texts, a list of token ids or a list of such lists is needed, none of them empty",
     "stop": "a text or a list of up to 16 texts is needed, none of them empty",
     "content": "a text or a list of parts of type 'text' is needed",
+}
+
+
+NEEDED = {  # by pydantic's name for what is wrong with a value
+    "string_type": "a text is needed",
+    "bool_type": "true or false is needed",
+    "int_type": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_type": "a number is needed",
+    "finite_number": "a finite number is needed",
+    "list_type": "a list is needed",
+    "dict_type": "an object is needed",
+    "model_type": "an object is needed",
+    "model_attributes_type": "an object is needed",
+    "none_required": "only null is allowed",
+    "literal_error": "allowed: {expected}",
+    "greater_than": "it must be greater than {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be less than {lt}",
+    "less_than_equal": "it must be at most {le}",
+    "too_short": "at least {min_length} needed",
+    "too_long": "at most {max_length} allowed",
+    "string_too_short": "at least {min_length} characters needed",
+    "string_too_long": "at most {max_length} characters allowed",
 }
 
 
@@ -50,7 +76,19 @@ class ApiError(FusionRouteError):
         return {"error": error | {"param": None if self.param is None else _plain(self.param)}}
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, self.headers)
+        return Refusal(self)
+
+
+class Refusal(JSONResponse):
+    """An `ApiError` as a reply, whoever sends it; the log says why it was."""
+
+    def __init__(self, error: ApiError):
+        super().__init__(error.body(), error.status, error.headers)
+        self._why = {"error": error.code, "param": error.param}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        entry(scope).update({key: _shortened(value) for key, value in self._why.items() if value is not None})
+        await super().__call__(scope, receive, send)
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -90,6 +128,12 @@ def shutting_down() -> ApiError:
     return ApiError(503, "The server is shutting down.", type="server_error", code="shutting_down")
 
 
+def unhealthy() -> ApiError:
+    return ApiError(
+        503, "The server's worker has died; it has to be started again.", type="server_error", code="unhealthy"
+    )
+
+
 def of_exception(error: Exception) -> ApiError:
     """The reply for whatever a handler raises."""
     if isinstance(error, ApiError):
@@ -100,10 +144,12 @@ def of_exception(error: Exception) -> ApiError:
             "The server is busy and its queue is full; try again later.",
             type="rate_limit_error",
             code="rate_limit_exceeded",
-            headers={"Retry-After": str(max(1, math.ceil(error.retry_after)))},
+            headers={"Retry-After": str(error.retry_after)},
         )
     if isinstance(error, StoppingError):
         return shutting_down()
+    if isinstance(error, WorkerDiedError):
+        return unhealthy()
     if isinstance(error, RequestTooLargeError):
         return bad_request(str(error), code="request_too_large")
     if isinstance(error, (PromptError, SettingsError)):
@@ -115,7 +161,7 @@ def of_exception(error: Exception) -> ApiError:
 
 def of_validation(error: ValidationError, schema: type[BaseModel]) -> ApiError:
     """Of several mistakes the first field's is told; where a field may be several things, what came nearest."""
-    problems = error.errors(include_url=False, include_context=False)
+    problems = error.errors(include_url=False)
     first = problems[0]["loc"][:1]
     problem = max((p for p in problems if p["loc"][:1] == first), key=lambda p: len(p["loc"]))
     if problem["type"] == "json_invalid":
@@ -137,7 +183,8 @@ def of_validation(error: ValidationError, schema: type[BaseModel]) -> ApiError:
         return bad_request(f"{param}: {WANTED[names[-1]]}", param)
     if problem["type"] == "missing":
         return bad_request(f"Missing required parameter: {param!r}", param, "missing_required_parameter")
-    return bad_request(f"{param}: {problem['msg']}" if param else f"The body: {problem['msg']}", param or None)
+    needed = NEEDED[problem["type"]].format(**_bounds(problem)) if problem["type"] in NEEDED else problem["msg"]
+    return bad_request(f"{param or 'the body'} is {_shown(problem['input'])}; {needed}", param or None)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -170,7 +217,31 @@ def _place(location: tuple[int | str, ...], *, is_extra: bool) -> tuple[str, lis
     return text, names
 
 
+def _bounds(problem: Mapping[str, Any]) -> dict[str, Any]:
+    bounds = problem.get("ctx", {}).items()
+    return {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in bounds}
+
+
+def _shown(value: Any) -> str:
+    """What came as JSON, or its beginning."""
+    if isinstance(value, (list, dict)) and value:
+        return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)}"
+    return _shortened(
+        json.dumps(value[:LONGEST_VALUE] if isinstance(value, str) else value, ensure_ascii=False, default=str)
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} …"
+
+
 def _plain(text: str) -> str:
     """``text`` that JSON can hold, and not all of it if somebody sent very much."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …"
+
+
+def far_too_long(least: int, limit: int, param: str, *, of: str = "context") -> ApiError:
+    """`too_long` for a prompt of which nobody has seen the end."""
+    known = too_long(least, limit, param, of=of)
+    return bad_request(str(known).replace("resulted in", "resulted in at least"), param, known.code)

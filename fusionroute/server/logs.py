@@ -5,12 +5,13 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fusionroute.server.errors import of_exception
 from fusionroute.server.metrics import Metrics
 
 logger = logging.getLogger("fusionroute.server")
@@ -26,10 +27,14 @@ def entry(scope: Scope) -> dict[str, Any]:
 
 
 class Logged:
-    """Outermost: nothing that goes wrong inside reaches the client but as an error reply."""
+    """Outermost: nothing that goes wrong inside reaches the client but as an error reply.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics):
-        self.app, self.metrics = app, metrics
+    Args:
+        refuse: the reply for an exception.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, refuse: Callable[[Exception], Response]):
+        self.app, self.metrics, self.refuse = app, metrics, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,10 +52,10 @@ class Logged:
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
-            entry(scope)["error"] = type(error).__name__
+            entry(scope)["exception"] = type(error).__name__
             logger.exception("request %s failed", id)
             if status == GONE:
-                await of_exception(error).response()(scope, receive, send_with_id)
+                await self.refuse(error)(scope, receive, send_with_id)
         finally:
             self._tell(scope, id, status, time.monotonic() - begun)
 

@@ -42,6 +42,7 @@ class Offered:
         description: one line for people.
         takes_token_ids: whether a prompt may be token ids.
         scores_prompts: whether it can give log-probabilities of a prompt's tokens.
+        draws_from_one: whether penalties and candidates mean something, see `Method`.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Offered:
     description: str
     takes_token_ids: bool
     scores_prompts: bool
+    draws_from_one: bool
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -180,6 +182,7 @@ class Offer(Mapping[str, Offered]):
             description=way.description,
             takes_token_ids=way.takes_token_ids,
             scores_prompts=way.method.scores_prompts,
+            draws_from_one=way.method.draws_from_one,
         )
 
 

@@ -13,12 +13,13 @@ from fusionroute.server.schemas import ChatRequest, CompletionRequest
 REFUSALS = {
     400: "Something in the request cannot be followed; `param` names it.",
     401: "No API key, or a wrong one.",
+    403: "The server does not answer as the host that was asked for.",
     404: "No such model.",
     408: "The body came too slowly.",
     413: "The body is too large.",
-    429: "The queue is full; Retry-After says when to try again.",
+    429: "Too many requests wait; Retry-After says when to try again.",
     500: "A model failed.",
-    503: "The server is shutting down, or too many clients are connected.",
+    503: "The server is shutting down, its worker has died, or too many clients are connected.",
     504: "The time that a request may take is over.",
 }
 REFERENCE = "#/components/schemas/{model}"

@@ -132,6 +132,8 @@ class AboutModel(TypedDict):
     weighted: list[str]
     context_length: int
     scores_prompts: bool
+    candidates: bool
+    penalties: bool
     chat: bool
 
 
@@ -195,6 +197,8 @@ def model(offered: Offered, created: int) -> Model:
             "weighted": list(offered.weighted),
             "context_length": offered.context_length,
             "scores_prompts": offered.scores_prompts,
+            "candidates": offered.draws_from_one,
+            "penalties": offered.draws_from_one,
             "chat": offered.prompt_format.name is not None,
         },
     }

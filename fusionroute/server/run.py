@@ -22,7 +22,7 @@ from fusionroute.server.metrics import Metrics
 from fusionroute.server.offer import Offer
 from fusionroute.server.security import CONNECTION
 from fusionroute.server.settings import ServerSettings
-from fusionroute.server.worker import Worker
+from fusionroute.server.worker import DIED, Worker, WorkerDiedError
 
 LAST_WORDS = 5.0  # seconds in which clients may take what is left for them when everything else has ended
 OTHER_FILES = 256
@@ -45,6 +45,7 @@ def serve(
 
     Raises:
         SettingsError: there is nowhere to listen; told before any model is loaded.
+        WorkerDiedError: it has ended because nobody would be answered any more.
         FusionRouteError: as `Offer.open` for what cannot be loaded.
     """
     allow_files(settings.max_connections)
@@ -66,6 +67,8 @@ def serve(
             server.run(sockets=[listening])
         finally:
             worker.stop(0)
+        if worker.has_died:
+            raise WorkerDiedError(DIED)
 
 
 def make_server(app: FastAPI, worker: Worker, settings: ServerSettings) -> "Server":
@@ -110,7 +113,7 @@ class Server(uvicorn.Server):
         if self._is_told and self._draining is None:
             logger.info('{"event": "stopping", "grace": %s}', self.grace)
             self._draining = asyncio.create_task(asyncio.to_thread(self.worker.stop, self.grace))
-        if self._draining is not None and self._draining.done():
+        if self.worker.has_died or (self._draining is not None and self._draining.done()):
             self.should_exit = True
         return await super().on_tick(counter)
 

@@ -1,10 +1,11 @@
 """What a request may say: OpenAI's fields and ours. Whatever else comes is refused by name, never ignored.
 
 A field of OpenAI's that this server cannot follow is known here with the values that ask for nothing, since clients
-send them unasked; any other value is an error. ``null`` always means "not said".
+send them unasked; any other value is an error. Such a field is `Unsupported`, and no message offers it. ``null`` always
+means "not said".
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +15,9 @@ GREEDY_BELOW = 1e-6  # such a temperature leaves the likeliest token alone, and 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
+T = TypeVar("T")
+_MARK = "unsupported"
+Unsupported = Annotated[T | None, _MARK]  # of T's values all ask for nothing
 
 
 class Strict(BaseModel):
@@ -28,7 +32,7 @@ class Neutral(Strict):
 
 class StreamOptions(Strict):
     include_usage: bool | None = Field(None, description="A last chunk without choices gives the usage.")
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Unsupported[Literal[False]] = None
 
 
 class TextFormat(Strict):
@@ -44,12 +48,12 @@ class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is system's newer name")
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     # what an answer of OpenAI's holds beside its text and clients send back
-    refusal: Literal[""] | None = None
-    annotations: Nothing | None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: Nothing | None = None
-    name: None = None
+    refusal: Unsupported[Literal[""]] = None
+    annotations: Unsupported[Nothing] = None
+    audio: Unsupported[None] = None
+    function_call: Unsupported[None] = None
+    tool_calls: Unsupported[Nothing] = None
+    name: Unsupported[None] = None
 
 
 class GenerationRequest(Strict):
@@ -76,12 +80,12 @@ class GenerationRequest(Strict):
     candidates: int | None = Field(
         None, ge=0, le=MOST_LIKELY, description="With provenance: the likeliest tokens of each distribution."
     )
-    logit_bias: Neutral | None = None
-    store: Literal[False] | None = None
-    metadata: Neutral | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    prompt_cache_key: None = None
-    safety_identifier: None = None
+    logit_bias: Unsupported[Neutral] = None
+    store: Unsupported[Literal[False]] = None
+    metadata: Unsupported[Neutral] = None
+    service_tier: Unsupported[Literal["auto", "default"]] = None
+    prompt_cache_key: Unsupported[None] = None
+    safety_identifier: Unsupported[None] = None
 
 
 class ChatRequest(GenerationRequest):
@@ -92,19 +96,19 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1, description="max_tokens' newer name.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LIKELY, description="With logprobs.")
-    response_format: TextFormat | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    tools: Nothing | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = Field(None, description="Means nothing without tools.")
-    functions: Nothing | None = None
-    function_call: Literal["none", "auto"] | None = None
-    audio: None = None
-    prediction: None = None
-    reasoning_effort: Literal["none"] | None = None
-    verbosity: Literal["medium"] | None = None
-    web_search_options: None = None
-    prompt_cache_retention: None = None
+    response_format: Unsupported[TextFormat] = None
+    modalities: Unsupported[Annotated[list[Literal["text"]], Field(max_length=1)]] = None
+    tools: Unsupported[Nothing] = None
+    tool_choice: Unsupported[Literal["none", "auto"]] = None
+    parallel_tool_calls: Unsupported[bool] = None  # means nothing without tools
+    functions: Unsupported[Nothing] = None
+    function_call: Unsupported[Literal["none", "auto"]] = None
+    audio: Unsupported[None] = None
+    prediction: Unsupported[None] = None
+    reasoning_effort: Unsupported[Literal["none"]] = None
+    verbosity: Unsupported[Literal["medium"]] = None
+    web_search_options: Unsupported[None] = None
+    prompt_cache_retention: Unsupported[None] = None
 
 
 class CompletionRequest(GenerationRequest):
@@ -120,12 +124,16 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = Field(None, description="The prompt before its answer, with its log-probabilities if asked.")
     logprobs: int | None = Field(None, ge=0, le=MOST_LIKELY)
     best_of: int | None = Field(None, ge=1, description="Equal to n.")
-    suffix: Literal[""] | None = None
+    suffix: Unsupported[Literal[""]] = None
 
 
-UNSUPPORTED = {  # fields of which nothing but the neutral value is understood
-    *("logit_bias", "store", "metadata", "service_tier", "prompt_cache_key", "safety_identifier", "response_format"),
-    *("modalities", "tools", "tool_choice", "functions", "function_call", "audio", "prediction", "reasoning_effort"),
-    *("verbosity", "web_search_options", "prompt_cache_retention", "suffix", "include_obfuscation"),
-    *("refusal", "annotations", "tool_calls", "name"),
-}
+def supported(schema: type[BaseModel]) -> list[str]:
+    """The fields by which something can be asked for."""
+    return [name for name, field in schema.model_fields.items() if _MARK not in field.metadata]
+
+
+UNSUPPORTED = frozenset(  # fields of which nothing but the neutral value is understood
+    name
+    for schema in (ChatRequest, CompletionRequest, ChatMessage, StreamOptions)
+    for name in schema.model_fields.keys() - set(supported(schema))
+)

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import time
+from ipaddress import ip_address
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,6 +13,36 @@ from fusionroute.server.logs import GONE, entry
 OPEN_PATHS = frozenset({"/", "/health", "/version"})
 PAGE_PREFIX = "/playground/"  # the page's own files; what it asks of the API needs a key like anything else
 CONNECTION = "fusionroute.connection"  # in a scope's state: what `run.Connection` lets a request do to its connection
+READ_ON = 16  # times what is allowed is read, and dropped: who is still sending at the end would never see why it came
+
+
+class KnownHost:
+    """Refuses who asks for another host: a page of a stranger's whose name was made to point to this machine.
+
+    A browser takes such a page and this server for one site, so that neither the content type nor CORS keeps it away;
+    but it says the page's own name. ``/health`` is for everybody.
+
+    Args:
+        hosts: that may be asked for beside this machine's own names and addresses; "*" = any.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]):
+        self.app, self.hosts = app, frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/health" or self.knows(host := _host(scope)):
+            return await self.app(scope, receive, send)
+        error = ApiError(
+            403,
+            f"This server does not answer as {host or 'a host without a name'}; start it with --allowed-host NAME for "
+            "each name by which it is asked.",
+            code="unknown_host",
+            headers={"Connection": "close"},
+        )
+        await error.response()(scope, receive, send)
+
+    def knows(self, host: str) -> bool:
+        return "*" in self.hosts or host in self.hosts or _is_this_machine(host)
 
 
 class NeedsKey:
@@ -83,23 +114,30 @@ class LimitedBody:
         await self.app(scope, _first(body, receive), send)
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
-        if _declared_length(scope) > self.most:
+        declared = _declared_length(scope)
+        if declared > self.most and (_waits_to_be_asked(scope) or declared > READ_ON * self.most):
             raise self._too_large()
-        body, more, end = bytearray(), True, time.monotonic() + self.seconds
-        while more:
+        body, size, more, end = bytearray(), 0, True, time.monotonic() + self.seconds
+        while more and size <= READ_ON * self.most:
             try:
                 async with asyncio.timeout(max(0.0, end - time.monotonic())):
                     message = await receive()
             except TimeoutError:
+                if size > self.most:
+                    break
                 raise ApiError(
                     408, f"The request's body did not arrive within {self.seconds:g} seconds.", code="request_timeout"
                 ) from None
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            body += message.get("body", b"")
+            size += len(message.get("body", b""))
             more = message.get("more_body", False)
-            if len(body) > self.most:
-                raise self._too_large()
+            if size <= self.most:
+                body += message.get("body", b"")
+            else:
+                body.clear()
+        if size > self.most:
+            raise self._too_large()
         return bytes(body)
 
     def _too_large(self) -> ApiError:
@@ -141,23 +179,44 @@ def _is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(PAGE_PREFIX)
 
 
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
+
+
 def _no_access(message: str) -> ApiError:
     return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _bearer(scope: Scope) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, key = value.partition(b" ")
-            return bytes(key.strip()) if scheme.lower() == b"bearer" and key.strip() else None
-    return None
+    scheme, _, key = (_header(scope, b"authorization") or b"").partition(b" ")
+    return bytes(key.strip()) if scheme.lower() == b"bearer" and key.strip() else None
+
+
+def _host(scope: Scope) -> str:
+    """The name or address alone, as `ServerSettings.allowed_hosts` has it; "" if the client names none."""
+    host = (_header(scope, b"host") or b"").decode("latin-1").strip().lower()
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdecimal() and not host.endswith("]") else host).removesuffix(".")
 
 
 def _declared_length(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0
+    length = _header(scope, b"content-length") or b""
+    return int(length) if length.isdigit() else 0
+
+
+def _waits_to_be_asked(scope: Scope) -> bool:
+    """Whether the client sends its body only once it hears that it may, and has heard nothing yet."""
+    return (_header(scope, b"expect") or b"").lower() == b"100-continue"
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    """The first of that name."""
+    return next((bytes(value) for name, value in scope["headers"] if name == wanted), None)
 
 
 def _first(body: bytes, receive: Receive) -> Receive:

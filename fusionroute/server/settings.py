@@ -1,11 +1,12 @@
 """What a server may be told: where it listens, how much it takes on at once, who may ask."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fusionroute.config import Settings
 from fusionroute.engine.engine import MAX_BATCH
@@ -13,6 +14,7 @@ from fusionroute.engine.memory import parse_bytes
 from fusionroute.errors import SettingsError
 
 KEY_VARIABLE = "FUSIONROUTE_API_KEY"
+HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]")
 
 
 def _bytes(size: Any) -> int:
@@ -33,8 +35,16 @@ def _a_list(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
+def _a_host(name: str) -> str:
+    name = f"[{name}]" if name.count(":") > 1 and not name.startswith("[") else name
+    if not HOST.fullmatch(name):
+        raise ValueError("a host is a name or an address without scheme, port and path, such as models.example")
+    return name.lower().removesuffix(".")
+
+
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_a_list)]
+Hosts = Annotated[tuple[Annotated[str, AfterValidator(_a_host)], ...], BeforeValidator(_a_list)]
 
 
 class ServerSettings(Settings):
@@ -55,6 +65,9 @@ class ServerSettings(Settings):
         max_connections: clients that are connected at once.
         grace: seconds in which running answers may end after the server was told to stop.
         cors: web pages' origins that may ask from a browser; ``"*"`` = any.
+        allowed_hosts: names beside this machine's own by which the server may be addressed; ``"*"`` = any. Looked at
+            only if some are given, or if nobody needs a key and only this machine may ask: a web page of a stranger can
+            otherwise ask too, by a name of its own that it lets point here.
         api_key_file: keys that may ask, one a line, ``#`` begins a comment.
         api_keys: all of them: given in code, by the file, and by the variable FUSIONROUTE_API_KEY; none = anybody may.
         log_prompts: whether prompts and answers stand in the log.
@@ -77,6 +90,7 @@ class ServerSettings(Settings):
     max_connections: int = Field(2048, gt=0)
     grace: float = Field(30.0, ge=0)
     cors: Names = ()
+    allowed_hosts: Hosts = ()
     api_key_file: Path | None = None
     api_keys: tuple[str, ...] = Field((), repr=False, exclude=True)
     log_prompts: bool = False

@@ -1,5 +1,6 @@
 """Server-sent events: one request's answers as chunks, ended by [DONE] whatever happens."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from fusionroute.server.worker import Update
 PATIENCE = 15.0  # seconds after which a comment keeps proxies from giving up on a silent connection
 COMMENT = b": still there\n\n"
 DONE = b"data: [DONE]\n\n"
+LARGE = 2**15  # bytes, after which everybody else gets a turn
+encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class EventStream(Response):
@@ -56,15 +59,34 @@ class EventStream(Response):
             raise_failure(updates or [])
             if updates is None:
                 yield COMMENT
-            elif told := b"".join(event(chunk) for update in updates for chunk in self.telling.news(update)):
-                yield told
+            else:
+                async for told in self._news(updates):
+                    yield told
             if self.answers.is_complete:
                 break
             updates = await self.answers.next(PATIENCE)
         if told := b"".join(event(chunk) for chunk in self.telling.closing()):
             yield told
 
+    async def _news(self, updates: list[Update]) -> AsyncIterator[bytes]:
+        """One piece for all of a round, or several where it has brought much."""
+        told = b""
+        for update in updates:
+            if update.prompt_logprobs:  # the figures of a whole prompt are one event, however long it takes to write
+                told += await asyncio.to_thread(self._events, update)
+            else:
+                told += self._events(update)
+            if len(told) >= LARGE:
+                yield told
+                told = b""
+                await asyncio.sleep(0)
+        if told:
+            yield told
+
+    def _events(self, update: Update) -> bytes:
+        return b"".join(event(chunk) for chunk in self.telling.news(update))
+
 
 def event(data: Mapping[str, Any]) -> bytes:
     """One event. ASCII alone, since some clients take more characters for the end of a line than the standard does."""
-    return b"data: " + json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
+    return b"data: " + encode(data).encode() + b"\n\n"

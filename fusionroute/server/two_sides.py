@@ -59,6 +59,11 @@ class TwoSidedFormat(PromptFormat):
         with self._turn:
             return self._copy.refuses(messages)
 
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text that `encode` reads, in which a control token's spelling may also be a message's own."""
+        with self._turn:
+            return self._copy._render(messages)
+
     @property
     def lead(self) -> str:
         """As the original's."""

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT, SHUTDOWN = "timeout", "shutdown"
 FAILURE = "the model failed while it was writing; the server's log says why"
+DIED = "the server's worker has died, so nobody would answer; the log says why"
 MEMORY = 0.95  # of the measured rate: what a round counts after the next one
 
 
@@ -35,10 +36,14 @@ class BusyError(FusionRouteError):
 
 
 class StoppingError(FusionRouteError):
-    """The server is shutting down, or its worker has died; it takes no new requests."""
+    """The server is shutting down; it takes no new requests."""
 
 
-@dataclass(frozen=True)
+class WorkerDiedError(FusionRouteError):
+    """The worker has ended by a mistake of its own, so nobody will be answered until the server is started again."""
+
+
+@dataclass(slots=True)  # not frozen: that takes five times as long to make, and there is one for every token
 class Update:
     """What one round brought to one sequence of a request.
 
@@ -71,6 +76,7 @@ class _Strand:
         self.sequence = sequence
         self._texts = TextByToken(sequence)
         self.last_token_at: float | None = None
+        self.is_lost = False  # the engine that was writing it has failed
 
     def news(self, error: str | None = None) -> Update | None:
         """What was written since the last call; None if nothing was and the answer goes on.
@@ -99,8 +105,10 @@ class Ticket:
     Once it has ended or was cancelled it keeps nothing of its sequences, nor of who was told.
     """
 
-    def __init__(self, worker: "Worker", offered: Offered, sequences: list[Sequence], on_update: OnUpdate):
-        self.submitted_at = monotonic()
+    def __init__(
+        self, worker: "Worker", offered: Offered, sequences: list[Sequence], on_update: OnUpdate, arrived_at: float
+    ):
+        self.arrived_at = arrived_at
         self._worker = worker
         self._offered = offered
         self._strands = {index: _Strand(index, sequence) for index, sequence in enumerate(sequences)}
@@ -131,6 +139,7 @@ class Worker:
         self._cancelled: list[Ticket] = []
         self._unfinished = 0  # sequences that were submitted and have not ended
         self._ends_at: float | None = None  # once it was told to stop
+        self._has_died = False
 
         self._open: dict[Ticket, None] = {}  # in order of arrival; of the worker's thread alone, as is what follows
         self._tokens = self._seconds = 0.0  # what was written of late, and in how long
@@ -142,6 +151,11 @@ class Worker:
     def is_alive(self) -> bool:
         """Whether its thread runs: not before `start`, nor after `stop`, nor once it has died."""
         return self._thread.is_alive()
+
+    @property
+    def has_died(self) -> bool:
+        """Whether its thread has ended by a mistake of its own: nobody will ever be answered again."""
+        return self._has_died
 
     @property
     def is_stopping(self) -> bool:
@@ -168,16 +182,20 @@ class Worker:
         if self._thread.is_alive():
             self._thread.join()
 
-    def submit(self, model: str, sequences: list[Sequence], on_update: OnUpdate) -> Ticket:
+    def submit(
+        self, model: str, sequences: list[Sequence], on_update: OnUpdate, *, arrived_at: float | None = None
+    ) -> Ticket:
         """Queue sequences that the engine of ``model`` has made. From any thread; never waits for a step.
 
         Args:
             on_update: called in the worker's thread with all that a step has brought to these sequences. It must not
                 block. If it raises, the request is cancelled.
+            arrived_at: when the request came, by `time.monotonic`; its time limit and its time to the first token
+                count from there. None = now.
 
         Raises:
             RequestTooLargeError: one of them could not run even alone.
-            StoppingError, BusyError: it takes none, or no more for now.
+            WorkerDiedError, StoppingError, BusyError: it takes none, or no more for now.
         """
         offered = self.offer[model]
         assert sequences, "a request is for at least one answer"
@@ -185,13 +203,15 @@ class Worker:
         trial = Scheduler(1, self.offer.scheduler.token_limit)  # refuses what the real one would, without touching it
         for sequence in sequences:
             trial.add(sequence)
-        ticket = Ticket(self, offered, sequences, on_update)
+        ticket = Ticket(self, offered, sequences, on_update, monotonic() if arrived_at is None else arrived_at)
         with self._changed:
+            if self.has_died:
+                raise WorkerDiedError(DIED)
             if self.is_stopping:
                 raise StoppingError("the server is shutting down and takes no new requests")
             if not self.is_alive:
                 raise StoppingError("the server's worker does not run, so nobody would answer")
-            if self._unfinished - self._places >= self.settings.max_waiting:
+            if self._is_full_for(len(sequences)):
                 raise BusyError(self.retry_after)
             self._unfinished += len(sequences)
             self._arrived.append(ticket)
@@ -200,14 +220,18 @@ class Worker:
 
     @property
     def retry_after(self) -> int:
-        """Seconds until what runs now should have ended: the tokens still promised to it by the measured rate.
+        """Seconds until what runs now should have ended; see `retry_after`."""
+        promised = sum(sequence.max_length - len(sequence) for sequence in list(self.offer.scheduler.running))
+        return retry_after(promised, self._tokens, self._seconds, self.settings.time_limit)
 
-        At least 1, and no more than anybody may take.
+    def _is_full_for(self, sequences: int) -> bool:
+        """Whether so many more would wait that the queue is too long.
+
+        Those who would be too many even in an empty queue have to come in some time: they do when nobody waits.
         """
-        running = list(self.offer.scheduler.running)
-        promised = sum(sequence.max_length - len(sequence) for sequence in running)
-        expected = promised * self._seconds / self._tokens if self._tokens else 1.0
-        return math.ceil(min(max(expected, 1.0), max(self.settings.time_limit, 1.0)))
+        waiting, most = self._unfinished - self._places, self.settings.max_waiting
+        could_fit = sequences <= most + self._places
+        return waiting + sequences > most and (could_fit or waiting > 0)
 
     def _cancel(self, ticket: Ticket) -> None:
         with self._changed:
@@ -228,7 +252,8 @@ class Worker:
                         self._round(offered)
         except BaseException:
             logger.critical("the worker has died", exc_info=True)
-            self.begin_stopping(0)  # so that nobody comes while those who are here are told
+            with self._changed:
+                self._has_died = True  # so that nobody comes while those who are here are told
             try:
                 self._end_all(FAILURE)
             except Exception:
@@ -259,33 +284,35 @@ class Worker:
         now = monotonic()
         if self._ends_at is not None and now >= self._ends_at:
             self._end_all(SHUTDOWN)
-        for ticket in [each for each in self._open if now - each.submitted_at >= self.settings.time_limit]:
+        for ticket in [each for each in self._open if now - each.arrived_at >= self.settings.time_limit]:
             self._end(ticket, TIMEOUT)
 
     def _round(self, offered: Offered) -> None:
         """One step of one engine, and the news of it."""
-        began, lost = monotonic(), set[Sequence]()
+        began = monotonic()
         try:
             offered.engine.step()
         except Exception:
             logger.exception("model %s failed; what it was writing is ended", offered.id)
-            lost = self._give_up(offered.engine)
+            self._give_up(offered)
         scheduler = self.offer.scheduler
         # whoever still waits after a step did not fit, so there was no place for more than now run
         self._places = len(scheduler.running) if scheduler.waiting else scheduler.max_batch
         tokens = 0
         for ticket in [each for each in self._open if each._offered is offered]:
-            tokens += self._tell(ticket, {index: FAILURE for index, s in ticket._strands.items() if s.sequence in lost})
+            tokens += self._tell(ticket)
         self._tokens = MEMORY * self._tokens + tokens
         self._seconds = MEMORY * self._seconds + monotonic() - began
 
-    def _give_up(self, engine: Engine) -> set[Sequence]:
-        """Free what an engine that has raised was running; without any, what waits for it. Returns the unfinished."""
-        held = engine.running or [each for each in engine.scheduler.waiting if each.owner is engine]
-        unfinished = {sequence for sequence in held if not sequence.is_finished}
+    def _give_up(self, offered: Offered) -> None:
+        """Free what an engine that has raised was running; without any, what waits for it."""
+        engine = offered.engine
+        held = set(engine.running or [each for each in engine.scheduler.waiting if each.owner is engine])
+        for ticket in self._open:
+            for strand in ticket._strands.values():
+                strand.is_lost = strand.sequence in held and not strand.sequence.is_finished
         for sequence in held:
             _leave(engine, sequence)
-        return unfinished
 
     def _end_all(self, error: str) -> None:
         with self._changed:
@@ -303,17 +330,22 @@ class Worker:
                 self.metrics.count_finished(ticket._offered.id, "cancelled")
             self._close(ticket)
         else:
-            self._tell(ticket, dict.fromkeys(ticket._strands, error))
+            self._tell(ticket, error)
 
-    def _tell(self, ticket: Ticket, errors: dict[int, str]) -> int:
-        """Hand on what is new of a request, by the strands' errors; returns the number of new tokens."""
-        updates = [news for index, strand in ticket._strands.items() if (news := strand.news(errors.get(index)))]
+    def _tell(self, ticket: Ticket, error: str | None = None) -> int:
+        """Hand on what is new of a request, or that all of it ends by an error; returns the number of new tokens."""
+        updates = [
+            news
+            for strand in ticket._strands.values()
+            if (news := strand.news(error or (FAILURE if strand.is_lost else None)))
+        ]
         if not updates:
             return 0
         tokens = self._measure(ticket, updates)
         on_update = ticket._on_update
         # before it is told, so that who has seen the end of an answer finds no trace of it
-        self._close(ticket, [update.index for update in updates if update.finish_reason])
+        if ended := [update.index for update in updates if update.finish_reason]:
+            self._close(ticket, ended)
         if on_update is None or ticket._is_cancelled:
             return tokens
         try:
@@ -328,7 +360,7 @@ class Worker:
         for update in updates:
             strand = ticket._strands[update.index]
             if update.written and strand.last_token_at is None:
-                self.metrics.count_first_token(model, now - ticket.submitted_at)
+                self.metrics.count_first_token(model, now - ticket.arrived_at)
             elif update.written and strand.last_token_at is not None:
                 self.metrics.count_wait(model, now - strand.last_token_at, len(update.written))
             if update.written:
@@ -365,6 +397,15 @@ class Worker:
             ),
             sequences_running=("Answers that are being written.", lambda: len(scheduler.running)),
         )
+
+
+def retry_after(promised: int, tokens: float, seconds: float, most: float) -> int:
+    """Seconds in which tokens that are ``promised`` should be written, if ``tokens`` of late took ``seconds``.
+
+    At least 1, also where nothing was measured, and no more than ``most``, which is what anybody may take.
+    """
+    expected = promised * seconds / tokens if tokens else 1.0
+    return math.ceil(min(max(expected, 1.0), max(most, 1.0)))
 
 
 def _rows(runner: Runner) -> int:

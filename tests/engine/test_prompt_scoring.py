@@ -178,17 +178,64 @@ def test_a_model_that_fails_on_a_prompt_ends_that_sequence_alone(
     assert not any(runner.cache.lengths for runner in engine.method.runners)
 
 
-def test_a_method_that_raises_leaves_the_prompt_as_it_was(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompts_are_scored_in_parts_while_others_write(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_scoring, "STEP", 20)
+    prompts = ragged()
+    longest = max(prompts, key=len)
+    alone = team.engine().generate([longest, prompts[2]], ASKING)
     engine = team.engine()
-    sequence = engine.submit([10, 11, 12, 13], ASKING)
+    router = engine.method.runners[0]
+    first, second = engine.submit(longest, ASKING), engine.submit(longest, ASKING)
+    engine.step()
+    running, short = engine.submit(prompts[2], PLAIN), engine.submit(prompts[2], ASKING)
+    while not running.is_finished:
+        before, written = router.tokens_read, running.position
+        engine.step()
+        assert running.position == written + 1
+        assert router.tokens_read - before <= 20 + len(prompts[2]) + 3
+        assert first.token_ids == second.token_ids == longest, "between two steps a prompt is whole"
+    assert short.position, "it waits for no long prompt's end"
+    assert first.position == 0
+    engine.run([first, second, short])
+    for sequence, expected in zip((first, second, short), (alone[0], alone[0], alone[1]), strict=True):
+        assert sequence.output_ids == expected.token_ids
+        for (token, mine, _), (other, its, _) in zip(
+            sequence.prompt_logprobs or (), expected.prompt_logprobs or (), strict=True
+        ):
+            assert (token, mine) == (other, its if its is None else pytest.approx(its, abs=1e-4))
+    assert engine.is_idle
+
+
+def test_who_is_cancelled_while_being_scored_frees_its_place(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_scoring, "STEP", 20)
+    engine = team.engine(max_batch=1)
+    leaves, stays = engine.submit(max(ragged(), key=len), ASKING), engine.submit([10, 11, 12], ASKING)
+    engine.step()
+    engine.cancel(leaves)
+    assert leaves not in engine._scoring
+    assert not any(runner.cache.lengths for runner in engine.method.runners)
+    engine.step()
+    assert (leaves.finish_reason, leaves.prompt_logprobs, stays.position) == ("cancelled", None, 1)
+
+
+def test_a_method_that_raises_ends_those_that_were_scored(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [each.token_ids for each in team.generate([[10, 11, 12]], max_new_tokens=NEW, ignore_eos=True)]
+    engine = team.engine()
+    running = engine.submit([10, 11, 12], PLAIN)
+    engine.step()
+    scored = engine.submit([10, 11, 12, 13], ASKING)
 
     def broken(sequences: list[Sequence], last: int = 1) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(engine.method, "log_probabilities", broken)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            engine.step()
-    assert sequence.token_ids == [10, 11, 12, 13]
-    engine.run([sequence])
-    assert len(sequence.prompt_logprobs or ()) == 4
+        assert engine.step() == [scored]
+    assert (scored.token_ids, scored.prompt_logprobs, scored.finish_reason) == ([10, 11, 12, 13], None, "error")
+    assert scored.error == "the prompt could not be scored: RuntimeError"
+    engine.run([running])
+    assert [running.output_ids] == wanted
+    again = engine.submit([10, 11, 12, 13], ASKING)
+    engine.run([again])
+    assert len(again.prompt_logprobs or ()) == 4
+    assert engine.is_idle

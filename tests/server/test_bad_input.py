@@ -20,46 +20,46 @@ BOTH: list[tuple[dict, str | None, str]] = [
     ({"temprature": 1}, "temprature", "unknown option 'temprature'; did you mean 'temperature'"),
     ({"ignore_eos": True}, "ignore_eos", "unknown option"),
     ({"foo\n-bar": True}, "foo\n-bar", "unknown option"),
-    ({"model": 5}, "model", "valid string"),
-    ({"temperature": -0.1}, "temperature", "greater than or equal to 0"),
-    ({"temperature": 1e300}, "temperature", "less than or equal to 2"),
-    ({"temperature": "1"}, "temperature", "valid number"),
-    ({"temperature": True}, "temperature", "valid number"),
-    ({"top_p": 0}, "top_p", "greater than 0"),
-    ({"top_p": 1.5}, "top_p", "less than or equal to 1"),
-    ({"top_k": -2}, "top_k", "greater than or equal to -1"),
-    ({"top_k": 10**30}, "top_k", "less than"),
-    ({"min_p": 2}, "min_p", "less than or equal to 1"),
-    ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
-    ({"frequency_penalty": -3}, "frequency_penalty", "greater than or equal to -2"),
-    ({"max_tokens": -1}, "max_tokens", "greater than or equal to"),
-    ({"max_tokens": 1.5}, "max_tokens", "valid integer"),
+    ({"model": 5}, "model", "a text is needed"),
+    ({"temperature": -0.1}, "temperature", "it must be at least 0"),
+    ({"temperature": 1e300}, "temperature", "it must be at most 2"),
+    ({"temperature": "1"}, "temperature", "a number is needed"),
+    ({"temperature": True}, "temperature", "a number is needed"),
+    ({"top_p": 0}, "top_p", "it must be greater than 0"),
+    ({"top_p": 1.5}, "top_p", "it must be at most 1"),
+    ({"top_k": -2}, "top_k", "it must be at least -1"),
+    ({"top_k": 10**30}, "top_k", "it must be less than"),
+    ({"min_p": 2}, "min_p", "it must be at most 1"),
+    ({"presence_penalty": 2.5}, "presence_penalty", "it must be at most 2"),
+    ({"frequency_penalty": -3}, "frequency_penalty", "it must be at least -2"),
+    ({"max_tokens": -1}, "max_tokens", "it must be at least"),
+    ({"max_tokens": 1.5}, "max_tokens", "a whole number is needed"),
     ({"max_tokens": 10**30}, "max_tokens", "at most 100 tokens"),
-    ({"n": 0}, "n", "greater than or equal to 1"),
+    ({"n": 0}, "n", "it must be at least 1"),
     ({"n": 5}, "n", "at most 4 answers"),
     ({"n": 10**12}, "n", "at most 4 answers"),
-    ({"n": True}, "n", "valid integer"),
-    ({"seed": -1}, "seed", "greater than or equal to 0"),
-    ({"seed": 2**63}, "seed", "less than"),
+    ({"n": True}, "n", "a whole number is needed"),
+    ({"seed": -1}, "seed", "it must be at least 0"),
+    ({"seed": 2**63}, "seed", "it must be less than"),
     ({"stop": ""}, "stop", "none of them empty"),
     ({"stop": ["a", ""]}, "stop[1]", "none of them empty"),
     ({"stop": ["a"] * 17}, "stop", "up to 16"),
     ({"stop": 5}, "stop", "a text or a list"),
-    ({"stream": "yes"}, "stream", "valid boolean"),
+    ({"stream": "yes"}, "stream", "true or false is needed"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "only allowed when stream is true"),
     ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "unknown option"),
     ({"candidates": 2}, "candidates", "needs provenance"),
-    ({"provenance": True, "candidates": 21}, "candidates", "less than or equal to 20"),
-    ({"user": 5}, "user", "valid string"),
+    ({"provenance": True, "candidates": 21}, "candidates", "it must be at most 20"),
+    ({"user": 5}, "user", "a text is needed"),
     ({"logit_bias": {"50": 1}}, "logit_bias", "not supported"),
     ({"store": True}, "store", "not supported"),
     ({"metadata": {"a": "b"}}, "metadata", "not supported"),
     ({"service_tier": "flex"}, "service_tier", "not supported"),
 ]
 OF_CHAT: list[tuple[dict, str | None, str]] = [
-    ({"messages": []}, "messages", "at least 1 item"),
-    ({"messages": "hi"}, "messages", "valid array"),
-    ({"messages": None}, "messages", "valid array"),
+    ({"messages": []}, "messages", "at least 1 needed"),
+    ({"messages": "hi"}, "messages", "a list is needed"),
+    ({"messages": None}, "messages", "a list is needed"),
     ({"messages": [5]}, "messages[0]", "object"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "Missing required"),
     ({"messages": [{"content": "x"}]}, "messages[0].role", "Missing required"),
@@ -69,10 +69,10 @@ OF_CHAT: list[tuple[dict, str | None, str]] = [
     ({"messages": [{"role": "user", "content": "x", "foo": 1}]}, "messages[0].foo", "unknown option"),
     ({"messages": [*HI, {"role": "assistant", "content": "x"}]}, "messages", "the last message is the assistant's"),
     ({"max_completion_tokens": 5}, "max_tokens", "are one option"),
-    ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+    ({"max_tokens": 0}, "max_tokens", "it must be at least 1"),
     ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
-    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
-    ({"logprobs": 3}, "logprobs", "valid boolean"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "it must be at most 20"),
+    ({"logprobs": 3}, "logprobs", "true or false is needed"),
     ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
     ({"tool_choice": "required"}, "tool_choice", "not supported"),
@@ -94,8 +94,8 @@ OF_TEXT: list[tuple[dict, str | None, str]] = [
     ({"prompt": [10**30]}, "prompt", "integers from 0 to 260"),
     ({"prompt": ["a"] * 1000}, "prompt", "asks for 1000 answers at once"),
     ({"max_tokens": 0}, "max_tokens", "nothing to do without echo"),
-    ({"logprobs": True}, "logprobs", "valid integer"),
-    ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
+    ({"logprobs": True}, "logprobs", "a whole number is needed"),
+    ({"logprobs": 21}, "logprobs", "it must be at most 20"),
     ({"best_of": 3}, "best_of", "not supported"),
     ({"suffix": "x"}, "suffix", "not supported"),
     ({"messages": HI}, "messages", "unknown option"),
@@ -135,8 +135,8 @@ def test_a_field_that_cannot_be_followed(
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b"[]", "should be an object"),
-        (b"null", "should be an object"),
+        (b"[]", "an object is needed"),
+        (b"null", "an object is needed"),
         (b'{"model": "\xff"}', "not valid JSON"),
         (b"\xff\xfe{\x00}\x00", "not valid JSON"),
         (b'{"model": "\\ud83d"}', "not valid JSON"),
@@ -243,10 +243,48 @@ def test_a_request_that_could_never_run(serve: Any, team: Any) -> None:
     with serve(tiny_server.offer(team, cache_limit="64KiB")) as served:
         limit = served.worker.offer.scheduler.token_limit
         assert limit < 150, "this test needs a small cache"
-        reply = served.post({**TEXT, "prompt": "x" * limit, "max_tokens": 5}, "/v1/completions")
-        check_error(reply, 400, None, "cached tokens but the limit is", "request_too_large")
-        streamed = served.post({**TEXT, "prompt": "x" * limit, "stream": True}, "/v1/completions")
-        check_error(streamed, 400, None, "cached tokens but the limit is", "request_too_large")
+        for stream in (False, True):
+            for length, more, param in (
+                (limit, {"max_tokens": 5}, "prompt"),
+                (limit, {}, "prompt"),
+                (10, {"max_tokens": limit}, "max_tokens"),
+            ):
+                asked = {"model": "tiny", "prompt": "x" * length, "stream": stream, **more}
+                reply = served.post(asked, "/v1/completions")
+                check_error(reply, 400, param, f"memory than this server has, which is that of {limit} tokens")
+                assert reply.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_length_that_nobody_named_is_no_reason_to_refuse(serve: Any, team: Any) -> None:
+    with serve(tiny_server.offer(team, cache_limit="64KiB")) as served:
+        limit = served.worker.offer.scheduler.token_limit
+        assert limit < 150, "this test needs a small cache"
+        reply = served.post({"model": "tiny", "messages": HI, "temperature": 0})
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["usage"]["total_tokens"] <= limit
+        raw = served.post({"model": "tiny", "prompt": "x" * (limit - 1)}, "/v1/completions")
+        assert raw.json()["usage"] == {"prompt_tokens": limit - 1, "completion_tokens": 1, "total_tokens": limit}
+        check_error(served.post({"model": "tiny", "messages": HI, "max_tokens": 999}), 400, "max_tokens", "memory")
+
+
+def test_a_misspelt_field_is_told_before_the_one_that_is_missing(served: Any) -> None:
+    for body, path in ((CHAT, "/v1/chat/completions"), (TEXT, "/v1/completions")):
+        wrong = {**{key: value for key, value in body.items() if key != "model"}, "modle": "tiny"}
+        reply = served.post(wrong, path)
+        check_error(reply, 400, "modle", "unknown option 'modle'; did you mean 'model'? allowed: model, stream, ")
+        offered = reply.json()["error"]["message"].partition("allowed: ")[2].split(", ")
+        assert {"temperature", "provenance", "max_tokens"} <= set(offered)
+        assert not {"logit_bias", "tools", "suffix", "metadata", "response_format", "audio"} & set(offered)
+        assert "did you mean" not in served.post({**body, "logit_bia": {}}, path).json()["error"]["message"]
+
+
+def test_two_candidates_of_one_name(serve: Any) -> None:
+    team = tiny.team(names=("math", "fused"), prompt="chat_template")
+    with serve(tiny_server.offer(team)) as served:
+        asked = {**CHAT, "provenance": True, "candidates": 2}
+        check_error(served.post(asked), 400, "candidates", "two entries of the name 'fused'")
+        assert served.post({**CHAT, "provenance": True}).status_code == 200
+        assert served.post({**asked, "model": "tiny/fused"}).status_code == 200
 
 
 def test_a_full_queue(serve: Any, team: Any) -> None:

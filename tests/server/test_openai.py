@@ -56,6 +56,8 @@ def test_models(served: Any, team: Team) -> None:
     assert whole["context_length"] == tiny.CONTEXT
     assert whole["chat"]
     assert whole["scores_prompts"]
+    assert whole["candidates"]
+    assert whole["penalties"]
 
 
 @pytest.mark.parametrize(("asked", "ours"), DRAWINGS)

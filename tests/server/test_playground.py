@@ -1,5 +1,6 @@
 """The playground in a real browser, against a real server. Nothing may leave the origin, and nothing complain."""
 
+import itertools
 import re
 import shutil
 import threading
@@ -23,10 +24,10 @@ from fusionroute import Router, Team
 pytest.importorskip("fastapi", reason="needs the extra fusionroute[server]")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
+from fusionroute.server import pages  # noqa: E402
 from fusionroute.server.app import create_app  # noqa: E402
 from fusionroute.server.metrics import Metrics  # noqa: E402
 from fusionroute.server.offer import Offer  # noqa: E402
-from fusionroute.server.pages import POLICY  # noqa: E402
 from fusionroute.server.run import bind, make_server  # noqa: E402
 from fusionroute.server.settings import ServerSettings  # noqa: E402
 from fusionroute.server.worker import Worker  # noqa: E402
@@ -37,6 +38,8 @@ KEY = "a-key-of-the-test"
 PHONE = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
 HOSTILE = ("<svg onload=h()>", "<script>h()</script>", "<img src=x onerror=h()>", "\x1b[31m\u202e")  # a token each
 COLOURS = range(7)
+MOST = 12  # tokens of an answer, where nothing else is said
+WEB = Path(pages.__file__).parent / "web"
 
 
 @dataclass
@@ -66,13 +69,13 @@ def serving(offered: Team | Offer, **options: Any) -> Iterator[Site]:
             thread.join()
 
 
-def hostile_team() -> Team:
-    """Every model writes `HOSTILE`, whatever it is asked."""
+def scripted_team(texts: tuple[str, ...]) -> Team:
+    """Every model writes these texts, a token each, whatever it is asked."""
     tokenizer = tiny.tokenizer()
-    tokenizer.add_tokens(list(HOSTILE))
+    tokenizer.add_tokens(list(texts))
     size = len(tokenizer) + len(tokenizer) % 2
     table = torch.full((size, size), 1e-6)
-    ids = tokenizer.convert_tokens_to_ids(["<assistant>", *HOSTILE])
+    ids = tokenizer.convert_tokens_to_ids(["<assistant>", *texts])
     for here, following in zip(ids, [*ids[1:], tiny.EOS], strict=True):
         table[here, following] = 1.0
     options = {"max_position_embeddings": tiny.CONTEXT, "eos_token_id": tiny.EOS}
@@ -103,24 +106,30 @@ def slowly(team: Team, request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        quick = ["--disable-gpu", "--in-process-gpu"]  # nothing is drawn by a GPU, and a process less is started
+        launched = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *quick])
         yield launched
         launched.close()
 
 
+@pytest.fixture(scope="module")
+def desk(browser: Any) -> Any:
+    """A browser's window of the usual size. A context costs more than all that most tests do in it."""
+    return browser.new_context(reduced_motion="reduce")
+
+
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+def visit(browser: Any, desk: Any) -> Iterator[Callable[..., Any]]:
     """Opens the page. In the end no request may have left the origin, and the console must be empty.
 
     What ``may_fail`` matches may stand there: browsers themselves report a reply of 4xx.
     """
     problems: list[str] = []
-    with ExitStack() as contexts:
+    with ExitStack() as opening:
 
         def opened(url: str, *, may_fail: str | None = None, **options: Any) -> Any:
-            context = browser.new_context(**options)
-            contexts.callback(context.close)
-            page = context.new_page()
+            context = opening.enter_context(browser.new_context(**options)) if options else desk
+            page = opening.enter_context(context.new_page())
             page.set_default_timeout(20_000)
             page.on("request", lambda request: request.url.startswith(url) or problems.append(request.url))
             page.on("pageerror", lambda error: problems.append(str(error)))
@@ -132,16 +141,32 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     assert problems == []
 
 
-def ask(page: Any, text: str = "hi", most: int = 24) -> None:
+def ask(page: Any, text: str = "hi", most: int = MOST) -> None:
     page.fill("#max-tokens", str(most))
     page.fill("#prompt", text)
     page.press("#prompt", "Enter")
 
 
+def ask_in_vain(page: Any, team: Team) -> None:
+    """A model fails when a few tokens are written."""
+    calls = itertools.count()
+
+    def fail(*_: Any) -> None:
+        if next(calls) > 4:
+            raise RuntimeError("broken on purpose")
+
+    hook = team.router.lm.register_forward_hook(fail)
+    ask(page, "in vain")
+    page.wait_for_selector(".answer .error")
+    hook.remove()
+
+
 def wait_for_answers(page: Any, count: int = 1) -> None:
     """Of one model or two, complete or not."""
     page.wait_for_function(
-        "(count) => document.querySelectorAll('.answer:not(.writing) .foot:not(:empty)').length === count", arg=count
+        "(count) => document.querySelectorAll('.answer:not(.writing) .foot:not(:empty)').length === count",
+        arg=count,
+        polling=50,  # milliseconds; else every frame is drawn to look at it
     )
 
 
@@ -153,7 +178,7 @@ def middle(page: Any, at: int, answer: int = 0) -> tuple[float, float]:
 
 
 def records(
-    site: Site, text: str = "hi", most: int = 24, model: str = tiny_server.NAME, candidates: int | None = 5
+    site: Site, text: str = "hi", most: int = MOST, model: str = tiny_server.NAME, candidates: int | None = 5
 ) -> list[dict[str, Any]]:
     """What the API says of the answer that the page shows."""
     body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": most, "temperature": 0}
@@ -170,7 +195,7 @@ def test_the_files_are_served_with_their_types_and_a_strict_policy(site: Site) -
     with httpx.Client(base_url=site.url) as client:
         page = client.get("/")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
-        assert page.headers["content-security-policy"] == POLICY
+        assert page.headers["content-security-policy"] == pages.POLICY
         assert page.headers["x-content-type-options"] == "nosniff"
         assert page.headers["referrer-policy"] == "no-referrer"
         assert client.get("/", headers={"If-None-Match": page.headers["etag"]}).status_code == 304
@@ -181,9 +206,18 @@ def test_the_files_are_served_with_their_types_and_a_strict_policy(site: Site) -
         for file in files:
             reply = client.get(file)
             assert reply.status_code == 200
-            assert reply.headers["content-security-policy"] == POLICY
+            assert reply.headers["content-security-policy"] == pages.POLICY
             kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
             assert reply.headers["content-type"].startswith(kinds[file.rpartition(".")[2]])
+
+
+def test_the_files_can_be_read_in_a_window_of_120_columns() -> None:
+    for file in WEB.iterdir():
+        wide = [at for at, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if len(line) > 120]
+        assert wide == [], f"{file.name}: lines {wide}"
+        if file.suffix == ".css":
+            many = [line for line in file.read_text(encoding="utf-8").splitlines() if line.count(";") > 3]
+            assert many == [], f"{file.name}: a rule of many declarations has a line for each"
 
 
 @pytest.mark.parametrize(
@@ -204,21 +238,21 @@ def test_the_page_can_be_switched_off() -> None:
 
 @needs_browser
 @pytest.mark.usefixtures("slowly")
-@pytest.mark.parametrize("slowly", [0.06], indirect=True)
+@pytest.mark.parametrize("slowly", [0.05], indirect=True)
 def test_tokens_get_their_colours_while_they_are_written(site: Site, visit: Callable[..., Any]) -> None:
     page = visit(site.url)
     assert "write one answer together" in page.inner_text("#welcome")
     assert page.locator("#examples button:enabled").count() == 3
-    ask(page, most=60)
+    ask(page, most=20)
     page.wait_for_selector(".answer.writing .token:nth-child(3)")
     seen = page.evaluate(
         "() => [document.querySelectorAll('.token').length, document.querySelector('.names').innerText]"
     )
     assert page.locator(".answer.writing").count() == 1
-    assert 3 <= seen[0] < 60
+    assert 3 <= seen[0] < 20
     assert "%" in seen[1]  # shares stand there before the end
     wait_for_answers(page)
-    wanted = records(site, most=60)
+    wanted = records(site, most=20)
     shown = page.eval_on_selector_all(".token", "(all) => all.map((e) => e.className)")
     colour = {name: f"by-{at}" for at, name in enumerate(("math", "code", "chat"))}
     assert [next(c for c in names.split() if c.startswith("by-")) for names in shown] == [
@@ -236,10 +270,10 @@ def test_tokens_get_their_colours_while_they_are_written(site: Site, visit: Call
     for name, count in counts.items():
         assert re.search(rf"{name}\s+[<>]?\s*{100 * count / len(wanted):.0f} % · {count}\b", legend), legend
     assert re.search(
-        r"60 tokens · [\d.e+]+ tokens/s · first after [\d.]+ s · prompt \d+ tokens", page.inner_text(".foot")
+        r"20 tokens · [\d.e+]+ tokens/s · first after [\d.]+ s · prompt \d+ tokens", page.inner_text(".foot")
     )
     said = page.inner_text("#status")
-    assert said.startswith(f"{tiny_server.NAME}: answer cut off at the token limit, 60 tokens: ")
+    assert said.startswith(f"{tiny_server.NAME}: answer cut off at the token limit, 20 tokens: ")
     assert all(name in said for name, count in counts.items() if count)
 
 
@@ -252,7 +286,7 @@ def test_pointing_at_a_token_shows_weights_and_candidates(site: Site, visit: Cal
     wanted = records(site)[at]
     page.mouse.move(*middle(page, at))
     page.wait_for_selector("#inspector.open")
-    assert f"token {at + 1} of 24" in page.inner_text("#inspector .by").replace("\n", " ")
+    assert f"token {at + 1} of {MOST}" in page.inner_text("#inspector .by").replace("\n", " ")
     rows = page.locator(".weights tr").all_inner_texts()
     for name, weight in wanted["weights"].items():
         assert any(name in row and _percent(weight) in row for row in rows), (rows, wanted["weights"])
@@ -268,7 +302,7 @@ def test_pointing_at_a_token_shows_weights_and_candidates(site: Site, visit: Cal
     page.wait_for_selector("#inspector:not(.open)")
     page.mouse.click(*middle(page, 2))  # a token that was chosen stays when the mouse goes on
     page.mouse.move(*middle(page, 9))
-    assert "token 3 of 24" in page.inner_text("#inspector .by").replace("\n", " ")
+    assert f"token 3 of {MOST}" in page.inner_text("#inspector .by").replace("\n", " ")
     page.click("#inspector .close")
     page.wait_for_selector("#inspector:not(.open)")
     assert page.evaluate("() => document.activeElement.dataset.at") == "2"
@@ -300,13 +334,13 @@ def test_the_keyboard_reaches_everything(site: Site, visit: Callable[..., Any]) 
         ("ArrowRight", 1),
         ("ArrowRight", 2),
         ("ArrowLeft", 1),
-        ("End", 23),
-        ("ArrowRight", 23),
+        ("End", MOST - 1),
+        ("ArrowRight", MOST - 1),
         ("Home", 0),
     ):
         page.keyboard.press(key)
         assert page.evaluate("() => Number(document.activeElement.dataset.at)") == at
-        assert f"token {at + 1} of 24" in page.inner_text("#inspector .by").replace("\n", " ")
+        assert f"token {at + 1} of {MOST}" in page.inner_text("#inspector .by").replace("\n", " ")
     assert page.locator(".token[tabindex='0']").count() == 1
     page.keyboard.press("Escape")
     page.wait_for_selector("#inspector:not(.open)")
@@ -324,7 +358,14 @@ def test_two_models_side_by_side_on_one_prompt(site: Site, visit: Callable[..., 
     ask(page)
     wait_for_answers(page, 2)
     assert page.locator(".answer h2").all_inner_texts() == [tiny_server.NAME, f"{tiny_server.NAME}/math"]
-    assert page.locator(".answer").nth(1).locator(".names").inner_text().split() == ["M", "math", "100", "%", "·", "24"]
+    assert page.locator(".answer").nth(1).locator(".names").inner_text().split() == [
+        "M",
+        "math",
+        "100",
+        "%",
+        "·",
+        str(MOST),
+    ]
     left, right = (page.locator(".answer").nth(at).bounding_box() for at in range(2))
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] < right["x"]
@@ -392,7 +433,7 @@ def test_a_phone_needs_no_sideways_scrolling_and_taps_open_the_panel(site: Site,
     page.wait_for_selector("#examples button:enabled")
     assert not overflows(page)
     page.check("#compare")
-    ask(page, "a_very_long_word_that_has_no_place_to_break_" * 2)
+    ask(page, "a_very_long_word_that_has_no_place_to_break_" * 2, most=24)
     wait_for_answers(page, 2)
     assert not overflows(page)
     assert page.locator("#inspector").is_hidden()
@@ -412,7 +453,7 @@ def _centre(place: Any) -> tuple[float, float]:
 
 @needs_browser
 @pytest.mark.usefixtures("slowly")
-@pytest.mark.parametrize("slowly", [0.1], indirect=True)
+@pytest.mark.parametrize("slowly", [0.05], indirect=True)
 def test_stopping_frees_the_slot(site: Site, visit: Callable[..., Any]) -> None:
     page = visit(site.url)
     ask(page, most=120)
@@ -423,29 +464,34 @@ def test_stopping_frees_the_slot(site: Site, visit: Callable[..., Any]) -> None:
     assert 0 < page.locator(".token").count() < 120
     site.wait_until_idle()
     assert page.locator("#send").is_visible()
+    assert "answer stopped" in page.inner_text("#status")
     page.click("#new")
     assert page.locator(".answer").count() == 0
     assert page.locator("#welcome").is_visible()
+    assert page.inner_text("#status") == ""
 
 
 @needs_browser
-def test_what_was_said_goes_along_unless_it_is_switched_off(site: Site, visit: Callable[..., Any]) -> None:
+def test_what_was_said_goes_along_unless_it_is_switched_off(team: Team, site: Site, visit: Callable[..., Any]) -> None:
     page = visit(site.url)
+    ask_in_vain(page, team)
+    assert page.locator(".token").count() > 0
+    assert page.locator(".answer button").inner_text() == "Try again"
     bodies: list[dict[str, Any]] = []
     page.on("request", lambda request: request.method == "POST" and bodies.append(request.post_data_json))
     page.fill("#temperature", "0.5")
     page.fill("#seed", "7")
     ask(page, "one", most=4)
-    wait_for_answers(page, 1)
-    ask(page, "two", most=4)
     wait_for_answers(page, 2)
+    ask(page, "two", most=4)
+    wait_for_answers(page, 3)
     page.uncheck("#remember")
     ask(page, "three", most=4)
-    wait_for_answers(page, 3)
-    first = page.locator(".whole").first.evaluate("(e) => e.textContent")
+    wait_for_answers(page, 4)
+    first = page.locator(".whole").nth(1).evaluate("(e) => e.textContent")
     said = [[(each["role"], each["content"]) for each in body["messages"]] for body in bodies]
     assert said == [
-        [("user", "one")],
+        [("user", "one")],  # and nothing of the answer that failed
         [("user", "one"), ("assistant", first), ("user", "two")],
         [("user", "three")],
     ]
@@ -453,15 +499,90 @@ def test_what_was_said_goes_along_unless_it_is_switched_off(site: Site, visit: C
 
 
 @needs_browser
-def test_what_the_server_refuses_is_told_in_words(site: Site, visit: Callable[..., Any]) -> None:
+def test_what_the_server_refuses_is_told_in_words_and_not_lost(site: Site, visit: Callable[..., Any]) -> None:
     page = visit(site.url, may_fail="status of 400")
-    ask(page, "x" * 200)  # longer than the context
+    too_long = "x" * 200
+    ask(page, too_long)
     page.wait_for_selector(".answer .error")
     assert "maximum context length" in page.inner_text(".answer .error")
-    assert "failed" in page.inner_text("#status")
+    assert "answer failed, This model's maximum" in page.inner_text("#status")
+    assert page.locator(".answer button").count() == 0, "the same again would be refused again"
+    assert page.input_value("#prompt") == too_long
+    for part in (".legend", ".tokens", ".foot"):  # of nothing
+        assert page.locator(f".answer {part}").is_hidden()
     page.fill("#temperature", "5")  # refused by the page itself
     ask(page)
     assert page.locator(".answer").count() == 1
+    page.fill("#temperature", "0")
+    ask(page, most=10**6)
+    page.wait_for_selector("li:nth-child(2) .error")
+    assert page.input_value("#prompt") == "hi"
+    bodies: list[dict[str, Any]] = []
+    page.on("request", lambda request: request.method == "POST" and bodies.append(request.post_data_json))
+    ask(page, most=4)
+    wait_for_answers(page, 3)
+    assert page.input_value("#prompt") == ""
+    assert [message["content"] for message in bodies[0]["messages"]] == ["hi"], "what failed was never said"
+
+
+@needs_browser
+def test_a_conversation_that_has_grown_too_long_can_go_on(site: Site, visit: Callable[..., Any]) -> None:
+    page = visit(site.url, may_fail="status of 400")
+    bodies: list[dict[str, Any]] = []
+    page.on("request", lambda request: request.method == "POST" and bodies.append(request.post_data_json))
+    ask(page, "x" * 60, most=4)
+    wait_for_answers(page)
+    ask(page, "y" * 90, most=4)
+    page.wait_for_selector(".answer .error")
+    assert "New chat" in page.inner_text(".error")
+    assert page.input_value("#prompt") == "y" * 90, "what is meant for a new chat need not be written again"
+    page.click("text=Ask without earlier turns")
+    page.wait_for_selector(".answer:not(.writing) .foot:visible >> nth=1")
+    assert page.locator(".error").count() == 0
+    assert page.locator(".answer").nth(1).locator(".token").count() == 4
+    assert page.input_value("#prompt") == ""
+    assert [len(body["messages"]) for body in bodies] == [1, 3, 1]
+
+
+@needs_browser
+def test_a_model_without_a_prompt_format_goes_on_with_a_text(visit: Callable[..., Any]) -> None:
+    with serving(tiny.team()) as site:
+        page = visit(site.url)
+        ask(page, "once upon a", most=4)
+        wait_for_answers(page)
+        body = {"model": tiny_server.NAME, "prompt": "once upon a", "max_tokens": 4, "temperature": 0}
+        (choice,) = httpx.post(site.url + "v1/completions", json=body).json()["choices"]
+        assert page.locator(".whole").evaluate("(e) => e.textContent") == choice["text"] != ""
+        chat = {"model": tiny_server.NAME, "messages": [{"role": "user", "content": "hi"}]}
+        refused = httpx.post(site.url + "v1/chat/completions", json=chat)
+        assert refused.status_code == 400
+        assert "/v1/completions" in refused.json()["error"]["message"]
+
+
+@needs_browser
+def test_a_token_with_line_breaks_is_one_thing_to_point_at(visit: Callable[..., Any]) -> None:
+    lines = ("if", "\n    so", ":\n", "\n", "\n\n", "end")
+    with serving(scripted_team(lines)) as site:
+        page = visit(site.url)
+        ask(page)
+        wait_for_answers(page)
+        boxes = page.eval_on_selector_all(".token", "(all) => all.map((e) => [...e.getClientRects()].map((r) => r.y))")
+        assert [len(each) for each in boxes] == [1] * (len(lines) + 1)
+        tops = [y for (y,) in boxes]
+        line = page.eval_on_selector(".tokens", "(e) => parseFloat(getComputedStyle(e).lineHeight)")
+        assert [round((y - tops[0]) / line) for y in tops] == [0, 1, 1, 2, 3, 5, 5]
+        left = page.eval_on_selector_all(".token", LEFT_OF_TEXT)
+        assert left[0] == pytest.approx(left[5], abs=0.5)
+        assert left[1] == pytest.approx(left[0], abs=0.5), "the ↵ stands before the column where lines begin"
+        assert page.locator(".tokens").evaluate("(e) => e.textContent") == "".join(lines)
+
+
+# where the text of a token begins, its ↵ left out
+LEFT_OF_TEXT = """(all) => all.map((e) => {
+    const text = document.createRange();
+    text.selectNodeContents(e);
+    return text.getBoundingClientRect().x;
+})"""
 
 
 @needs_browser
@@ -503,7 +624,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab_alone(visit: Callable[..., Any]
 def test_models_that_check_each_other_show_where_they_were_asked(visit: Callable[..., Any], tmp_path: Path) -> None:
     file = tiny_ensemble.write_file(tmp_path, tiny_ensemble.save(tmp_path, ("bytes", "pieces")))
     with serving(Offer.open(file, "pair", max_batch=2)) as site:
-        page = visit(site.url, may_fail="status of 400")  # this method names no candidates, so it is asked without
+        page = visit(site.url)  # this method names no candidates: a request for them would be a 400
         ask(page)
         wait_for_answers(page)
         assert page.locator(".answer .error").count() == 0
@@ -523,7 +644,7 @@ def test_models_that_check_each_other_show_where_they_were_asked(visit: Callable
 @needs_browser
 def test_what_models_and_people_write_stays_text(visit: Callable[..., Any]) -> None:
     prompt = "<script>h()</script><img src=x onerror=h()>"
-    with serving(hostile_team()) as site:
+    with serving(scripted_team(HOSTILE)) as site:
         page = visit(site.url)
         page.evaluate("() => { window.h = () => { window.wasRun = true; }; }")
         ask(page, prompt)

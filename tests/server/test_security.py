@@ -12,7 +12,8 @@ import openai
 import pytest
 
 import tiny_server
-from fusionroute.server.security import TimedSending
+from fusionroute.server.security import KnownHost, TimedSending
+from fusionroute.server.settings import ServerSettings
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a secret question"}], "max_tokens": 3}
 LONG = {**CHAT, "max_tokens": 100, "temperature": 0}
@@ -62,7 +63,7 @@ def test_a_key_is_needed_where_there_are_keys(serve: Any, team: Any) -> None:
 
 def test_nobody_without_a_key_makes_the_server_read_a_body(serve: Any, team: Any) -> None:
     with serve(tiny_server.offer(team), api_keys=KEYS) as served, connect(served) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
         assert b"401" in connection.recv(65536)
 
 
@@ -84,22 +85,103 @@ def test_a_body_that_is_too_large(serve: Any, team: Any, declared: bool) -> None
         assert served.post(CHAT).status_code == 200
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_who_sends_all_of_far_too_much_still_hears_it(serve: Any, team: Any, declared: bool) -> None:
+    """As clients do that read nothing before they have sent everything."""
+    body = b"x" * (6 * 2**20)
+    length = f"Content-Length: {len(body)}" if declared else "Transfer-Encoding: chunked"
+    framed = body if declared else b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    with serve(tiny_server.offer(team), max_body="1MiB") as served, connect(served) as connection:
+        connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n".encode() + framed)
+        head, _, reply = connection.makefile("rb").read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 413")
+        assert json.loads(reply)["error"]["code"] == "request_too_large"
+
+
+def test_who_asks_before_it_sends_is_not_made_to_send(served: Any) -> None:
+    with connect(served) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 5000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        connection.settimeout(5)
+        assert until_closed(connection).startswith(b"HTTP/1.1 413")
+
+
+def asked_as(host: str | None, *hosts: str, path: str = "/v1/models") -> tuple[int, bytes]:
+    """What a server of these allowed hosts says to a request for ``host``."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"welcome"})
+
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    allowed = ServerSettings.parse({"allowed_hosts": list(hosts)}).allowed_hosts
+    headers = [] if host is None else [(b"host", host.encode("latin-1"))]
+    scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
+    asyncio.run(KnownHost(app, allowed)(scope, None, send))  # type: ignore[arg-type]
+    return said[0]["status"], said[1]["body"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LocalHost:8000", "localhost.", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:8000", "a.localhost"],
+)
+def test_this_machine_is_a_known_host(host: str) -> None:
+    assert asked_as(host) == (200, b"welcome")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [None, "", "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "0.0.0.0:8000",
+     "[2001:db8::1]", "localhost@evil.example", "evil.example#localhost", "192.168.0.7", "\xe9"],
+)  # fmt: skip
+def test_another_host_is_refused(host: str | None) -> None:
+    status, body = asked_as(host)
+    error = json.loads(body)["error"]
+    assert status == 403
+    assert error["code"] == "unknown_host"
+    assert error["type"] == "invalid_request_error"
+    assert "--allowed-host" in error["message"]
+    assert asked_as(host, path="/health")[0] == 200
+    assert asked_as(host, "*")[0] == 200
+
+
+def test_hosts_can_be_allowed() -> None:
+    allowed = ("Models.Example.", "2001:DB8::1", "10.0.0.5")
+    for host in (
+        "models.example",
+        "MODELS.example:443",
+        "models.example.",
+        "[2001:db8::1]:80",
+        "10.0.0.5",
+        "localhost",
+    ):
+        assert asked_as(host, *allowed)[0] == 200, host
+    for host in ("example", "xmodels.example", "10.0.0.50", "[2001:db8::2]"):
+        assert asked_as(host, *allowed)[0] == 403, host
+
+
 def test_a_body_that_comes_too_slowly(serve: Any, team: Any) -> None:
     with serve(tiny_server.offer(team), body_timeout=0.3) as served:
         with connect(served) as connection:
             connection.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 50\r\n\r\n{"
             )
             reply = until_closed(connection)
             assert reply.startswith(b"HTTP/1.1 408")
             assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
-        for started in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "):
+        for started in (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: "):
             with connect(served) as connection:
                 connection.sendall(started)
                 assert until_closed(connection) == b"", "a head that never ends is not waited for"
         with connect(served) as connection:  # nor behind a request that was answered
-            connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"200" in connection.recv(65536)
             connection.sendall(b"GET /version HT")
             until_closed(connection)
@@ -129,7 +211,7 @@ def test_a_client_that_takes_nothing() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_place(served: Any, stream: bool) -> None:
     body = json.dumps({**LONG, "stream": stream, "n": 4}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     before = served.worker.metrics.registry.get_sample_value(
         "fusionroute_finished_total", {"model": "tiny", "reason": "cancelled"}
     )

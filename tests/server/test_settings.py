@@ -17,6 +17,7 @@ def test_by_default_only_this_machine_may_ask_and_nothing_is_open() -> None:
     settings = ServerSettings()
     assert settings.host == "127.0.0.1"
     assert settings.cors == ()
+    assert settings.allowed_hosts == ()
     assert settings.api_keys == ()
     assert not settings.log_prompts
     assert settings.max_body == 4 * 2**20
@@ -42,6 +43,9 @@ def test_sizes_are_bytes(size: str | int, found: int) -> None:
         ({"max_waiting": -1}, "max_waiting"),
         ({"name": "a/b"}, "name"),
         ({"host": ""}, "host"),
+        ({"allowed_hosts": ["https://a.example"]}, "allowed_hosts.*without scheme, port and path"),
+        ({"allowed_hosts": ["a.example:80"]}, "allowed_hosts.*without scheme, port and path"),
+        ({"allowed_hosts": [""]}, "allowed_hosts"),
     ],
 )
 def test_nonsense_is_told_by_name(options: dict, message: str) -> None:
@@ -93,3 +97,8 @@ def test_a_key_file_that_gives_no_key_is_an_error(content: bytes | None, message
 def test_origins_are_a_list_or_one() -> None:
     assert ServerSettings.parse({"cors": "https://a.example"}).cors == ("https://a.example",)
     assert ServerSettings.parse({"cors": ["*"]}).cors == ("*",)
+
+
+def test_hosts_are_a_list_or_one_and_written_as_they_are_compared() -> None:
+    assert ServerSettings.parse({"allowed_hosts": "A.Example."}).allowed_hosts == ("a.example",)
+    assert ServerSettings.parse({"allowed_hosts": ["::1", "[::2]", "*"]}).allowed_hosts == ("[::1]", "[::2]", "*")

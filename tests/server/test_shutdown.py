@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from served import Connection, Reply, Server, endless_team, running_server, saved
+from served import Connection, Reply, Server, endless_team, running_command, running_server, saved
 
 CHAT = "/v1/chat/completions"
-STREAMS = 12
+STREAMS = 6
+TOKENS = 100  # of an answer that ends in time; many more than are written while the signal is on its way
 Ending = Callable[[Server], Awaitable[None]]
 
 
@@ -82,19 +83,19 @@ def test_running_streams_finish_and_new_requests_are_refused(folder: str) -> Non
         assert refused.status == 503
         assert json.loads(refused.body)["error"]["code"] == "shutting_down"
 
-    with running_server(folder, "--grace", "60", "--cache-limit", "256MiB") as server:
-        replies = asyncio.run(under_load(server, 200, ending))
+    with running_server(folder, "--grace", "60", "--cache-limit", "128MiB") as server:
+        replies = asyncio.run(under_load(server, TOKENS, ending))
         assert server.process.wait(30) == 0
     for reply in replies:
         assert reply.status == 200
         assert reply.is_done
         assert reasons(reply) <= {"stop", "length"}
         assert len(reasons(reply)) == 1
-        assert reply.completion_tokens == 200
+        assert reply.completion_tokens == TOKENS
 
 
 def test_streams_that_are_cut_say_so(folder: str) -> None:
-    with running_server(folder, "--grace", "0.5", "--cache-limit", "256MiB") as server:
+    with running_server(folder, "--grace", "0.5", "--cache-limit", "128MiB") as server:
         replies = asyncio.run(under_load(server, 4000, terminate))
         began = time.monotonic()
         assert server.process.wait(15) == 0
@@ -112,7 +113,7 @@ def test_a_second_signal_ends_it_at_once(folder: str) -> None:
 
     async def ending(server: Server) -> None:
         await terminate(server)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.3)
         assert server.process.poll() is None, "one signal leaves time to finish"
         began = time.monotonic()
         await terminate(server)
@@ -120,7 +121,7 @@ def test_a_second_signal_ends_it_at_once(folder: str) -> None:
         ended.append(time.monotonic() - began)
 
     with (
-        running_server(folder, "--grace", "60", "--cache-limit", "256MiB", ends_with=128 + signal.SIGTERM) as server,
+        running_server(folder, "--grace", "60", "--cache-limit", "128MiB", ends_with=128 + signal.SIGTERM) as server,
         pytest.raises((ConnectionError, asyncio.IncompleteReadError)),  # streams that broke off
     ):
         asyncio.run(under_load(server, 4000, ending))
@@ -128,7 +129,7 @@ def test_a_second_signal_ends_it_at_once(folder: str) -> None:
 
 
 def test_answers_that_are_not_streamed_are_refused_when_grace_is_over(folder: str) -> None:
-    with running_server(folder, "--grace", "0.3", "--cache-limit", "256MiB") as server:
+    with running_server(folder, "--grace", "0.3", "--cache-limit", "128MiB") as server:
         replies = asyncio.run(under_load(server, 4000, terminate, stream=False, stream_options=None))
         assert server.process.wait(15) == 0
     assert {reply.status for reply in replies} == {503}
@@ -137,7 +138,7 @@ def test_answers_that_are_not_streamed_are_refused_when_grace_is_over(folder: st
 
 def test_an_idle_server_stops_at_once_and_says_nothing_alarming(folder: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with running_server(folder, "--cache-limit", "64MiB", log=log) as server:
+    with running_command(folder, "--cache-limit", "64MiB", log=log) as server:
         idle = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health", timeout=5)
         assert json.load(idle) == {"status": "ok"}
         began = time.monotonic()

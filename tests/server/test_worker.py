@@ -16,7 +16,16 @@ from fusionroute.errors import RequestTooLargeError
 from fusionroute.server.metrics import Metrics
 from fusionroute.server.offer import Offer
 from fusionroute.server.settings import ServerSettings
-from fusionroute.server.worker import FAILURE, SHUTDOWN, TIMEOUT, BusyError, StoppingError, Worker
+from fusionroute.server.worker import (
+    FAILURE,
+    SHUTDOWN,
+    TIMEOUT,
+    BusyError,
+    StoppingError,
+    Worker,
+    WorkerDiedError,
+    retry_after,
+)
 from tiny_server import NAME, Asked, ask, gauges, running, sequences, wait_until
 
 SAMPLED = {"do_sample": True, "temperature": 1.5, "top_k": 40, "seed": 11}
@@ -244,22 +253,54 @@ def test_a_queue_that_waits_for_memory_is_full_too(team: Team) -> None:
         assert second.wait().reason() == "length"
 
 
-def test_the_estimate_follows_from_what_runs(team: Team) -> None:
-    with running(tiny_server.offer(team), time_limit=500) as worker:
+def test_requests_of_several_answers_wait_as_whole_ones(team: Team) -> None:
+    with running(tiny_server.offer(team, max_batch=2), max_waiting=3) as worker:
+        first = ask(worker, "hi", "ho", "hu", **LONG)  # one of them waits
+        with pytest.raises(BusyError):
+            ask(worker, "hi", "ho", "hu", max_new_tokens=1)  # four would
+        second = ask(worker, "hi", "ho", max_new_tokens=1)  # three do
+        with pytest.raises(BusyError):
+            ask(worker, "hi", max_new_tokens=1)
+        first.ticket.cancel()
+        second.wait()
+
+
+def test_a_request_larger_than_the_queue_comes_in_when_nobody_waits(team: Team) -> None:
+    with running(tiny_server.offer(team, max_batch=1), max_waiting=1) as worker:
+        first, second = ask(worker, "hi", **LONG), ask(worker, "hi", **LONG)
+        with pytest.raises(BusyError):
+            ask(worker, "hi", "ho", "hu", max_new_tokens=1)
+        second.ticket.cancel()
+        wait_until(lambda: worker._unfinished == 1)
+        large = ask(worker, "hi", "ho", "hu", max_new_tokens=1)
+        first.ticket.cancel()
+        assert [large.wait().reason(at) for at in range(3)] == ["length"] * 3
+
+
+@pytest.mark.parametrize(
+    ("promised", "tokens", "seconds", "most", "expected"),
+    [
+        (100, 0, 0, 600, 1),  # nothing was measured
+        (0, 100, 30, 600, 1),
+        (100, 100, 30, 600, 30),
+        (101, 100, 30, 600, 31),
+        (100, 1, 30, 500, 500),  # nobody may take longer
+        (100, 1, 30, 0.1, 1),
+    ],
+)
+def test_the_estimate_follows_from_what_is_promised(
+    promised: int, tokens: float, seconds: float, most: float, expected: int
+) -> None:
+    assert retry_after(promised, tokens, seconds, most) == expected
+
+
+def test_the_rate_is_measured(team: Team) -> None:
+    with running(tiny_server.offer(team)) as worker:
         assert worker.retry_after == 1
-        asked = ask(worker, "hi", "ho", max_new_tokens=120, ignore_eos=True).wait_for_token()
-        asked.wait()
-        seconds_for_each = worker._seconds / worker._tokens
-        promised = sequences(worker, ["hi"], max_new_tokens=100)
-        worker._seconds, worker._tokens = 30.0, 100.0  # 0.3 s a token, as on a slow machine
-        worker.offer.scheduler.running.extend(promised)
-        try:
-            assert worker.retry_after == 30
-            worker._tokens = 1.0
-            assert worker.retry_after == 500  # nobody may take longer
-        finally:
-            worker.offer.scheduler.running.clear()
-    assert 0 < seconds_for_each < 1
+        began = time.monotonic()
+        ask(worker, "hi", "ho", max_new_tokens=120, ignore_eos=True).wait()
+        passed = time.monotonic() - began
+    assert 0 < worker._seconds / worker._tokens < passed / 120
 
 
 def test_what_could_never_run_is_refused_and_nothing_of_it_queued(team: Team) -> None:
@@ -286,6 +327,20 @@ def test_time_is_counted_from_submission_waiting_included(team: Team) -> None:
         assert ask(worker, "hi", max_new_tokens=1).wait().error() is None
 
 
+def test_time_is_counted_from_arrival(offer: Offer) -> None:
+    with running(offer, time_limit=5) as worker:
+        late, asked = sequences(worker, ["hi"], **LONG), Asked(unfinished={0})
+        worker.submit(NAME, late, asked.on_update, arrived_at=time.monotonic() - 6)
+        assert (asked.wait().error(), asked.ids()) == (TIMEOUT, [])
+        almost, asked = sequences(worker, ["hi"], max_new_tokens=1), Asked(unfinished={0})
+        worker.submit(NAME, almost, asked.on_update, arrived_at=time.monotonic() - 3)
+        assert asked.wait().error() is None
+        waited = worker.metrics.registry.get_sample_value(
+            "fusionroute_time_to_first_token_seconds_sum", {"model": NAME}
+        )
+    assert waited > 3
+
+
 # the end
 
 
@@ -301,6 +356,7 @@ def test_stopping_lets_what_runs_finish(team: Team, offer: Offer) -> None:
         worker.stop(60)
         assert time.monotonic() - began < 30
         assert not worker.is_alive
+        assert not worker.has_died
         assert (asked.reason(), asked.error(), len(asked.ids())) == ("length", None, 140)
 
 
@@ -418,7 +474,9 @@ def test_a_worker_that_dies_tells_everybody(offer: Offer, caplog: pytest.LogCapt
         worker._round = bug  # type: ignore[method-assign]  # of the worker's own, not of a model
         assert (asked.wait().error(0), asked.error(1)) == (FAILURE, FAILURE)
         wait_until(lambda: not worker.is_alive)
-        with pytest.raises(StoppingError):
+        assert worker.has_died
+        assert not worker.is_stopping
+        with pytest.raises(WorkerDiedError):
             ask(worker, "hi")
         assert is_at_rest(worker)
     assert "the worker has died" in caplog.text

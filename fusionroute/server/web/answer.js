@@ -14,10 +14,11 @@ export class Answer {
     this.model = model;
     this.legend = new Legend(model.fusionroute.writers, writers);
     this.tokens = new Tokens(writers, inspector, `Tokens of the answer of ${model.id}`);
-    this.whole = element("p", { className: "unseen whole" }); // to be read as text; the tokens are a list of many pieces
+    this.whole = element("p", { className: "unseen whole" }); // to be read as text; the tokens are many pieces
     this.foot = element("p", { className: "foot" });
     const heading = element("h2", { textContent: model.id });
-    this.node = element("article", { className: "answer writing" }, heading, this.legend.node, this.whole, this.tokens.node, this.foot);
+    const parts = [heading, this.legend.node, this.whole, this.tokens.node, this.foot];
+    this.node = element("article", { className: "answer writing" }, ...parts);
   }
 
   /** Takes one chunk of the stream. */
@@ -42,17 +43,22 @@ export class Answer {
     this.#end(ENDS.cancelled);
   }
 
-  /** @param retry null where asking again cannot help */
-  fail(message, retry) {
+  /** @param remedy what can be done about it: a button, or null */
+  fail(message, remedy) {
     this.#end("failed");
+    this.foot.hidden = this.isBlank; // the message says it all
+    this.problem = message;
     const words = element("p", { className: "error" }, element("span", { textContent: message }));
-    if (retry) words.append(" ", element("button", { type: "button", textContent: "Try again", onclick: retry }));
+    if (remedy) words.append(" ", remedy);
     this.node.append(words);
   }
 
+  get isBlank() { return this.tokens.length === 0; }
+
   /** For those who do not see it: `answer complete, 54 tokens: math 60 %, …`. */
   inWords() {
-    return `${this.model.id}: answer ${this.outcome}, ${this.legend.inWords()}`;
+    const figures = this.isBlank ? [] : [this.legend.inWords()];
+    return [`${this.model.id}: answer ${this.outcome}`, ...figures, ...(this.problem ? [this.problem] : [])].join(", ");
   }
 
   #write(record) {
@@ -71,6 +77,7 @@ export class Answer {
     this.outcome = outcome;
     this.#draw();
     this.whole.textContent = this.text;
+    this.legend.node.hidden = this.tokens.node.hidden = this.isBlank;
     this.node.classList.remove("writing");
     this.tokens.node.ariaBusy = "false";
     this.foot.textContent = [outcome, ...this.#figures()].join(" · ");
@@ -79,7 +86,7 @@ export class Answer {
   #figures() {
     const { asked, first, last } = this.#times;
     const count = this.tokens.length;
-    if (!count) return [];
+    if (this.isBlank) return [];
     const figures = [plural(this.usage?.completion_tokens ?? count, "token")];
     if (count > 1 && last > first) figures.push(`${((count - 1) / ((last - first) / 1000)).toPrecision(3)} tokens/s`);
     figures.push(`first after ${((first - asked) / 1000).toFixed(2)} s`);

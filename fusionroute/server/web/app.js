@@ -6,12 +6,15 @@ import { Inspector } from "./inspector.js";
 import { Writers } from "./writers.js";
 
 const EXAMPLES = [
-  "Kim has 44 coins, wins 9 more. How many now? Write f(x) for a text: spell it backwards. Spell beach in small letters with stars.",
-  "Ben has 22 books, finds 6 more. How many now? Write f(x) for a text: greatest letter. Return the number too.",
-  "Ida has 41 nuts, finds 2 more. How many now? Spell crown in small letters with dashes.",
+  "Tom has 31 pens and sells 8. How many now? Write f(x) for a list: the first. Spell pilot in capitals with stars.",
+  "Write f(x) for a list: sort it downwards, then take the first three.",
+  "Eva has 46 apples and buys 4 more. How many now? Spell river in capitals with dashes.",
 ];
-const view = Object.fromEntries(["model", "second", "second-choice", "model-is", "second-is", "compare", "new", "conversation", "welcome", "examples",
-  "inspector", "composer", "prompt", "send", "stop", "temperature", "max-tokens", "seed", "remember", "key", "key-field", "key-says", "status"].map((id) => [id, byId(id)]));
+const view = Object.fromEntries([
+  "model", "second", "second-choice", "model-is", "second-is", "compare", "new", "conversation", "welcome", "examples",
+  "inspector", "composer", "prompt", "send", "stop", "temperature", "max-tokens", "seed", "remember",
+  "key", "key-field", "key-says", "status",
+].map((id) => [id, byId(id)]));
 let models = [], conversation = null;
 
 async function start() {
@@ -19,15 +22,24 @@ async function start() {
     models = await offered();
   } catch (error) {
     if (error.status === 401) return askForKey(error.message);
-    view.welcome.append(element("p", { className: "error" }, error.message, " ", element("button", { type: "button", textContent: "Try again", onclick: () => location.reload() })));
+    const again = element("button", { type: "button", textContent: "Try again", onclick: () => location.reload() });
+    view.welcome.append(element("p", { className: "error" }, error.message, " ", again));
     return;
   }
   view.key.hidden = true;
-  for (const select of [view.model, view.second]) select.replaceChildren(...models.map(({ id }) => element("option", { value: id, textContent: id })));
+  for (const select of [view.model, view.second]) {
+    select.replaceChildren(...models.map(({ id }) => element("option", { value: id, textContent: id })));
+  }
   view.second.selectedIndex = counterpart(models);
   const writers = new Writers(models);
   const inspector = new Inspector(view.inspector, writers, models[0].fusionroute.writers);
-  conversation = new Conversation(view.conversation, writers, inspector, { needsKey: askForKey, announce: (words) => { view.status.textContent = words; }, changed: show });
+  conversation = new Conversation(view.conversation, writers, inspector, {
+    needsKey: askForKey,
+    announce: (words) => { view.status.textContent = words; },
+    changed: show,
+    sent: (prompt) => { if (view.prompt.value === prompt) view.prompt.value = ""; },
+    refused: (prompt) => { view.prompt.value ||= prompt; },
+  });
   document.addEventListener("keydown", (event) => event.key === "Escape" && inspector.close());
   show();
   if (matchMedia("(pointer: fine)").matches) view.prompt.focus(); // on a phone the keyboard would cover the page
@@ -35,7 +47,8 @@ async function start() {
 
 /** The first of the first model's writers that can be asked alone: what the team is worth shows best beside it. */
 function counterpart([first, ...others]) {
-  const alone = others.findIndex(({ fusionroute: { writers } }) => writers.length === 1 && first.fusionroute.writers.includes(writers[0]));
+  const team = first.fusionroute.writers;
+  const alone = others.findIndex(({ fusionroute: { writers: [one, ...more] } }) => !more.length && team.includes(one));
   return others.length ? 1 + Math.max(alone, 0) : 0;
 }
 
@@ -60,16 +73,12 @@ function show() {
 
 function settings() {
   const number = (field) => (field.value === "" ? undefined : field.valueAsNumber);
-  return {
-    remember: view.remember.checked,
-    fields: { temperature: number(view.temperature), max_tokens: number(view["max-tokens"]), seed: number(view.seed) },
-  };
+  const [temperature, max_tokens, seed] = [view.temperature, view["max-tokens"], view.seed].map(number);
+  return { remember: view.remember.checked, fields: { temperature, max_tokens, seed } };
 }
 
 function send(prompt) {
   if (!prompt.trim() || !models.length || conversation.isRunning || !view.composer.reportValidity()) return;
-  view.prompt.value = "";
-  view.status.textContent = "";
   conversation.ask(prompt, chosen(), settings());
 }
 
@@ -88,14 +97,26 @@ view.key.addEventListener("submit", (event) => {
   if (models.length) view.prompt.focus();
   else start();
 });
-view.composer.addEventListener("submit", (event) => { event.preventDefault(); send(view.prompt.value); });
+view.composer.addEventListener("submit", (event) => {
+  event.preventDefault();
+  send(view.prompt.value);
+});
 view.prompt.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   send(view.prompt.value);
 });
-view.stop.addEventListener("click", () => { conversation.stop(); view.prompt.focus(); });
-view.new.addEventListener("click", () => { conversation?.clear(); show(); view.prompt.focus(); });
+view.stop.addEventListener("click", () => {
+  conversation.stop();
+  view.prompt.focus();
+});
+view.new.addEventListener("click", () => {
+  conversation?.clear();
+  view.prompt.focus();
+});
 for (const control of [view.model, view.second, view.compare]) control.addEventListener("change", show);
-for (const text of EXAMPLES) view.examples.append(element("li", {}, element("button", { type: "button", textContent: text, disabled: true, onclick: () => send(text) })));
+for (const text of EXAMPLES) {
+  const button = element("button", { type: "button", textContent: text, disabled: true, onclick: () => send(text) });
+  view.examples.append(element("li", {}, button));
+}
 start();

@@ -6,20 +6,21 @@ import { element, visible } from "./dom.js";
 const CANDIDATES = 5;
 const PLAIN_LIMIT = 256; // tokens of an answer where none is asked for and the API's own limit is 16
 const NEAR = 80; // pixels from the end of the conversation within which it follows what is written
+const MAY_PASS = [401, 408, 429]; // of the refusals those after which the same may be asked again
 
 export class Conversation {
   #turns = [];
   #running = null;
-  #withoutCandidates = new Set(); // models that cannot name them
+  #follows = true;
 
-  /** @param on what the page does: needsKey(message), announce(words), changed() */
+  /** @param on what the page does: needsKey(message), announce(words), changed(), sent(prompt), refused(prompt) */
   constructor(view, writers, inspector, on) {
     Object.assign(this, { view, writers, inspector, on, list: view.querySelector("#turns") });
     new ResizeObserver(() => this.#follows && !this.isEmpty && this.#toEnd()).observe(this.list);
-    view.addEventListener("scroll", () => { this.#follows = view.scrollHeight - view.scrollTop - view.clientHeight < NEAR; });
+    view.addEventListener("scroll", () => {
+      this.#follows = view.scrollHeight - view.scrollTop - view.clientHeight < NEAR;
+    });
   }
-
-  #follows = true;
 
   get isRunning() { return this.#running !== null; }
   get isEmpty() { return this.#turns.length === 0; }
@@ -32,30 +33,38 @@ export class Conversation {
     this.#turns.push(turn);
     this.list.append(element("li", {}, question, answers));
     this.#follows = true;
-    await this.#run(models.map((model, side) => ({ turn, side, model })));
+    await this.#run(turn, models.map((model, side) => ({ model, side, remember: options.remember })));
   }
 
   stop() { this.#running?.abort(); }
 
   clear() {
     this.stop();
+    this.#running = null;
     this.#turns = [];
     this.list.replaceChildren();
     this.inspector.close();
+    this.on.changed();
+    this.on.announce("");
   }
 
-  async #run(jobs) {
+  async #run(turn, jobs) {
     const running = this.#running = new AbortController();
     this.on.changed();
-    const answers = await Promise.all(jobs.map((job) => this.#answer(job, running.signal)));
-    if (this.#running === running) this.#running = null;
+    this.on.announce("");
+    this.on.sent(turn.prompt);
+    const answers = await Promise.all(jobs.map((job) => this.#answer(turn, job, running.signal)));
+    if (this.#running !== running) return; // a new conversation has begun
+    this.#running = null;
     this.on.changed();
-    this.on.announce(answers.map((answer) => answer.inWords()).join(". "));
+    this.on.announce(answers.map((answer) => answer.inWords()).join("; "));
+    if (turn.answers.every((answer) => answer.isRefused)) this.on.refused(turn.prompt);
   }
 
-  async #answer({ turn, side, model }, signal) {
+  async #answer(turn, job, signal) {
+    const { model, side } = job;
     const answer = new Answer(model, this.writers, this.inspector);
-    const messages = this.#messages(turn, side);
+    const messages = this.#messages(turn, job);
     const old = turn.answers[side];
     if (old) old.node.replaceWith(answer.node);
     else turn.node.append(answer.node);
@@ -65,41 +74,40 @@ export class Conversation {
       answer.finish();
     } catch (error) {
       if (signal.aborted) answer.stopped();
-      else this.#failed(error, answer, { turn, side, model });
+      else this.#failed(error, answer, turn, { ...job, saidBefore: messages.length - 1 });
     }
     return answer;
   }
 
-  #failed(error, answer, job) {
+  #failed(error, answer, turn, { saidBefore, ...job }) {
     if (!(error instanceof ApiError)) console.error(error);
-    const isFinal = error.status === 400 || error.status === 404; // the same again is refused again
-    answer.fail(error.message, isFinal ? null : () => this.isRunning || this.#run([job]));
+    const again = (label, changes) => {
+      const onclick = () => this.isRunning || this.#run(turn, [{ ...job, ...changes }]);
+      return element("button", { type: "button", textContent: label, onclick });
+    };
+    answer.isRefused = error.status >= 400 && error.status < 500 && !MAY_PASS.includes(error.status);
+    if (isTooLong(error) && saidBefore) {
+      const hint = "The earlier turns went along: ask without them, or start over with New chat.";
+      answer.fail(`${error.message} ${hint}`, again("Ask without earlier turns", { remember: false }));
+    } else answer.fail(error.message, answer.isRefused ? null : again("Try again", {}));
     if (error.status === 401) this.on.needsKey(error.message);
   }
 
-  /** Not every method chooses from one distribution: where candidates are refused, the rest is asked for. */
-  async *#chunks({ id, fusionroute: { chat } }, messages, fields, signal) {
+  #chunks({ id, fusionroute: { chat, candidates } }, messages, fields, signal) {
     const path = chat ? "v1/chat/completions" : "v1/completions";
     // a model without a prompt format continues text: it is given the last message as it is
     const question = chat ? { messages } : { prompt: messages.at(-1).content, max_tokens: PLAIN_LIMIT };
-    const body = { model: id, ...question, ...defined(fields), stream_options: { include_usage: true }, provenance: true };
-    if (!this.#withoutCandidates.has(id)) {
-      try {
-        return yield* stream(path, { ...body, candidates: CANDIDATES }, signal);
-      } catch (error) {
-        if (error.param !== "candidates") throw error;
-        this.#withoutCandidates.add(id);
-      }
-    }
-    yield* stream(path, body, signal);
+    const told = { stream_options: { include_usage: true }, provenance: true };
+    if (candidates) told.candidates = CANDIDATES;
+    return stream(path, { model: id, ...question, ...defined(fields), ...told }, signal);
   }
 
-  /** What was said before, as this side heard it, and the question. */
-  #messages(turn, side) {
-    const before = turn.options.remember ? this.#turns.slice(0, this.#turns.indexOf(turn)) : [];
+  /** What was said before, as this side heard it, and the question. An answer that failed was not said. */
+  #messages(turn, { side, remember }) {
+    const before = remember ? this.#turns.slice(0, this.#turns.indexOf(turn)) : [];
     const said = before.flatMap(({ prompt, answers }) => {
-      const text = (answers[side] ?? answers[0]).text;
-      return text ? [{ role: "user", content: prompt }, { role: "assistant", content: text }] : [];
+      const { text, problem } = answers[side] ?? answers[0];
+      return text && !problem ? [{ role: "user", content: prompt }, { role: "assistant", content: text }] : [];
     });
     return [...said, { role: "user", content: turn.prompt }];
   }
@@ -107,5 +115,7 @@ export class Conversation {
   #toEnd() { this.view.scrollTop = this.view.scrollHeight; }
 }
 
+/** Whether fewer messages would do: with a field to blame, it is that field that asks for too much. */
+const isTooLong = ({ code, param }) => code === "context_length_exceeded" || (code === "request_too_large" && !param);
 /** What is empty is not sent: the server's own value holds. */
 const defined = (fields) => Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));

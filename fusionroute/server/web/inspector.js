@@ -50,7 +50,8 @@ export class Inspector {
   close() {
     this.#unmark();
     this.#isClosing = true;
-    if (this.node.contains(document.activeElement)) this.#shown.span.focus({ preventScroll: true }); // where it came from
+    const isFocused = this.node.contains(document.activeElement);
+    if (isFocused) this.#shown.span.focus({ preventScroll: true }); // back to where it came from
     this.#isClosing = false;
     this.#isPinned = false;
     this.#shown = null;
@@ -66,7 +67,8 @@ export class Inspector {
       element("dl", {},
         ...term(this.names.map((name) => this.#name(name)), "Colour and letter say who wrote a token."),
         ...term([element("u", { textContent: "underlined" })], "Its writer alone would have written something else."),
-        ...term(["Point, tap or Tab"], "on a token to see here who had how much weight, and what each would have liked to write. Arrow keys walk on, Esc closes.")),
+        ...term(["Point, tap or Tab"], "on a token to see here who had how much weight, and what each would have "
+          + "liked to write. Arrow keys walk on, Esc closes.")),
     ];
   }
 
@@ -81,7 +83,8 @@ export class Inspector {
     const { span, record } = view;
     span.classList.add("shown");
     span.setAttribute("aria-selected", String(this.#isPinned));
-    this.node.replaceChildren(...this.#head(view), ...this.#weights(record), ...this.#support(record), ...this.#candidates(record));
+    const figures = [...this.#weights(record), ...this.#support(record), ...this.#candidates(record)];
+    this.node.replaceChildren(...this.#head(view), ...figures);
     this.node.classList.add("open");
     if (this.#isPinned) span.scrollIntoView({ block: "nearest" });
   }
@@ -89,14 +92,18 @@ export class Inspector {
   #name(name) {
     const { letter, className } = this.writers.of(name);
     return element("span", { className: "name" },
-      element("b", { className: `letter ${className}`, textContent: letter, "aria-hidden": "true" }), element("span", { textContent: name }));
+      element("b", { className: `letter ${className}`, textContent: letter, "aria-hidden": "true" }),
+      element("span", { textContent: name }));
   }
 
   #head({ record, at, of }) {
-    const close = element("button", { type: "button", className: "icon close", textContent: "×", title: "Close (Esc)", "aria-label": "Close", onclick: () => this.close() });
+    const { className } = this.writers.of(record.expert), place = `token ${at + 1} of ${of}, written by `;
+    const what = element("code", { className: `what ${className}`, textContent: shownAs(record) });
+    const close = element("button", { type: "button", className: "icon close", textContent: "×" });
+    Object.assign(close, { title: "Close (Esc)", ariaLabel: "Close", onclick: () => this.close() });
     return [
-      element("div", { className: "head" }, element("code", { className: `what ${this.writers.of(record.expert).className}`, textContent: shownAs(record) }), close),
-      element("p", { className: "by" }, "token ", String(at + 1), " of ", String(of), ", written by ", this.#name(record.expert)),
+      element("div", { className: "head" }, what, close),
+      element("p", { className: "by" }, place, this.#name(record.expert)),
       element("p", { className: "why", textContent: this.#why(record) }),
     ];
   }
@@ -122,18 +129,21 @@ export class Inspector {
       const bar = element("i", { className: this.writers.of(name).className });
       bar.style.width = `${100 * share}%`;
       const figure = element("td", { className: "figure", textContent: percent(share, 1) });
-      const row = element("tr", {}, element("th", { scope: "row" }, this.#name(name)), element("td", { className: "bar" }, bar), figure);
+      const heading = element("th", { scope: "row" }, this.#name(name));
+      const row = element("tr", {}, heading, element("td", { className: "bar" }, bar), figure);
       row.classList.toggle("chosen", name === chosen);
       return row;
     });
-    return [element("h2", { textContent: title }), element("table", { className: "weights", "aria-label": title }, element("tbody", {}, ...rows))];
+    const table = element("table", { className: "weights", "aria-label": title }, element("tbody", {}, ...rows));
+    return [element("h2", { textContent: title }), table];
   }
 
   #candidates(record) {
     const lists = Object.entries(record.candidates ?? {});
     if (!lists.length) return [];
-    const columns = element("div", { className: "candidates" }, ...lists.map(([name, best]) => this.#column(name, best, record)));
-    return [element("h2", { textContent: "Likeliest tokens, in % (framed: written)" }), columns];
+    const columns = lists.map(([name, best]) => this.#column(name, best, record));
+    const heading = element("h2", { textContent: "Likeliest tokens, in % (framed: written)" });
+    return [heading, element("div", { className: "candidates" }, ...columns)];
   }
 
   #column(name, best, record) {
@@ -149,9 +159,11 @@ export class Inspector {
 function row(token, share, isWritten) {
   const bar = element("i");
   bar.style.width = `${100 * (share ?? 0)}%`;
-  const figure = share === null ? "less" : percent(share, 1).replace(" %", "");
+  const text = element("code", { textContent: oneLine(token) });
+  const said = share === null ? "less" : percent(share, 1).replace(" %", "");
+  const figure = element("span", { className: "figure", textContent: said });
   const written = isWritten ? element("span", { className: "unseen", textContent: " written" }) : null;
-  const item = element("li", { title: token }, bar, element("code", { textContent: oneLine(token) }), element("span", { className: "figure", textContent: figure }), written);
+  const item = element("li", { title: token }, bar, text, figure, written);
   item.classList.toggle("written", isWritten);
   return item;
 }

@@ -4,7 +4,8 @@ import { element, percent, plural } from "./dom.js";
 export const AGAINST_EXPERT = ["router", "neither"]; // deciders of a token that the expert alone would not have written
 
 /** How a token is marked beside its colour, as in the terminal: where models check each other, by their verdict. */
-export const isMarked = (record) => (record.verdict ? record.verdict === "replaced" : AGAINST_EXPERT.includes(record.decided_by));
+export const isMarked = ({ verdict, decided_by: decider }) => (
+  verdict ? verdict === "replaced" : AGAINST_EXPERT.includes(decider));
 export const isAsked = (record) => record.ensembled === true || record.verdict === "continued";
 
 export class Legend {
@@ -51,15 +52,14 @@ export class Legend {
     return `${plural(this.#total, "token")}${words && `: ${words}`}`;
   }
 
-  get total() { return this.#total; }
-
   #entry(name) {
     if (this.#entries.has(name)) return;
     const { letter, className } = this.writers.of(name);
     const segment = element("i", { className, textContent: letter });
     const figure = element("span", { className: "figure" });
     this.bar.append(segment);
-    this.list.append(element("li", {}, element("b", { className: `letter ${className}`, textContent: letter, "aria-hidden": "true" }), element("span", { textContent: name }), figure));
+    const mark = element("b", { className: `letter ${className}`, textContent: letter, "aria-hidden": "true" });
+    this.list.append(element("li", {}, mark, element("span", { textContent: name }), figure));
     this.#entries.set(name, { segment, figure });
     this.#counts.set(name, 0);
   }
@@ -67,7 +67,9 @@ export class Legend {
   #explained() {
     const parts = [];
     const share = (count) => `${plural(count, "token")} (${percent(count / this.#total)})`;
-    if (this.#checked) parts.push(element("b", { textContent: "bold" }), `: the models were asked, ${share(this.#asked)} `);
+    if (this.#checked) {
+      parts.push(element("b", { textContent: "bold" }), `: the models were asked, ${share(this.#asked)} `);
+    }
     if (this.#marked) {
       const why = this.#checked ? "they wrote something else" : "the expert alone would have written something else";
       parts.push(element("u", { textContent: "underlined" }), `: ${why}, ${share(this.#marked)}`);

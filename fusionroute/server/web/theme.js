@@ -3,8 +3,12 @@
 (() => {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const stored = () => { try { return localStorage.getItem("fusionroute-theme"); } catch { return null; } };
-  const store = (theme) => { try { localStorage.setItem("fusionroute-theme", theme); } catch { /* it lasts as long as the page */ } };
+  const stored = () => {
+    try { return localStorage.getItem("fusionroute-theme"); } catch { return null; }
+  };
+  const store = (theme) => {
+    try { localStorage.setItem("fusionroute-theme", theme); } catch { /* it lasts as long as the page */ }
+  };
   if (["light", "dark"].includes(stored())) root.dataset.theme = stored();
 
   addEventListener("DOMContentLoaded", () => {

@@ -14,8 +14,11 @@ export class Tokens {
   constructor(writers, inspector, label) {
     this.writers = writers;
     this.inspector = inspector;
-    this.node = element("div", { className: "tokens", dir: "auto", role: "listbox", "aria-label": label, "aria-orientation": "horizontal", ariaBusy: "true" });
-    this.node.addEventListener("pointerover", (event) => event.pointerType !== "touch" && this.#look("preview", event.target));
+    this.node = element("div", { className: "tokens", dir: "auto", role: "listbox" });
+    Object.assign(this.node, { ariaLabel: label, ariaOrientation: "horizontal", ariaBusy: "true" });
+    this.node.addEventListener("pointerover", (event) => {
+      if (event.pointerType !== "touch") this.#look("preview", event.target);
+    });
     this.node.addEventListener("focusin", (event) => this.#look("pin", event.target));
     this.node.addEventListener("click", (event) => this.#click(event));
     this.node.addEventListener("keydown", (event) => this.#walk(event));
@@ -24,32 +27,34 @@ export class Tokens {
   get length() { return this.#records.length; }
 
   add(record) {
-    const span = this.#span(record, this.#records.at(-1));
+    const { before, inner, after } = byLine(visible(record.text));
+    const span = this.#span(record, inner, this.#records.at(-1));
+    span.classList.toggle("begins-line", before !== "");
+    span.classList.toggle("ends-line", after !== "");
+    span.classList.toggle("silent", record.text === ""); // the end of the answer, or a part of a character
     span.tabIndex = -1;
     if (!this.#reachable) this.#reach(span);
     this.#records.push(record);
     this.#spans.push(span);
-    this.node.append(span);
+    this.node.append(...[before, span, after].filter((part) => part !== ""));
   }
 
   /** What became ready to be shown without a further token belongs to the last one. */
   addText(text) {
     if (!text || !this.#records.length) return;
     const last = this.#spans.at(-1);
-    last.append(visible(text));
+    (last.nextSibling ? this.node : last).append(visible(text)); // not before the line break that the token ends in
     last.classList.remove("silent");
   }
 
-  #span(record, before) {
+  #span(record, text, previous) {
     const { letter, className } = this.writers.of(record.expert);
-    const text = visible(record.text);
     const span = element("span", { className: `token ${className}`, role: "option", "aria-selected": "false" });
-    if (record.expert !== before?.expert) span.append(element("i", { className: "tag", "data-letter": letter })); // no text, so that it is not copied
+    const tag = element("i", { className: "tag", "data-letter": letter }); // no text, so that it is not copied
+    if (record.expert !== previous?.expert) span.append(tag);
     span.append(text);
     span.classList.toggle("against", isMarked(record));
     span.classList.toggle("asked", isAsked(record));
-    span.classList.toggle("line", text.startsWith("\n"));
-    span.classList.toggle("silent", text === ""); // the end of the answer, or a part of a character
     span.dataset.at = this.#records.length;
     span.setAttribute("aria-label", described(record));
     return span;
@@ -96,7 +101,10 @@ export class Tokens {
 
   /** The token on the next line that stands nearest to straight above or below. */
   #onNextLine(from, step) {
-    const middle = (span) => { const box = span.getClientRects()[0]; return box && [(box.left + box.right) / 2, box.top]; };
+    const middle = (span) => {
+      const box = span.getClientRects()[0];
+      return box && [(box.left + box.right) / 2, box.top];
+    };
     const [x, y] = middle(this.#spans[from]) ?? [0, 0];
     let best = from, line = null, distance = Infinity;
     for (let at = from + step; at in this.#spans; at += step) {
@@ -110,8 +118,15 @@ export class Tokens {
   }
 }
 
+/** A token is one thing to point at: the line breaks around its text stand outside of it, a ↵ inside for them. */
+function byLine(text) {
+  const [, before, inner, after] = /^(\n*)(.*?)(\n*)$/s.exec(text);
+  return inner === "" ? { before: "", inner, after: before } : { before, inner, after };
+}
+
 function described({ text, expert, decided_by: decidedBy, verdict }) {
-  const shown = text === "" ? "no text" : oneLine(text).replace(/␣/g, " ").replace(/↵/g, " line break ").replace(/⇥/g, " tab ");
+  const spoken = oneLine(text).replace(/␣/g, " ").replace(/↵/g, " line break ").replace(/⇥/g, " tab ");
+  const shown = text === "" ? "no text" : spoken;
   const mark = verdict ? `, ${verdict}` : AGAINST_EXPERT.includes(decidedBy) ? ", not the expert's own choice" : "";
   return `${shown.trim() || "space"}, by ${expert}${mark}`;
 }
