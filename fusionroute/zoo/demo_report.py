@@ -98,5 +98,6 @@ def closing(folder: Path, seconds: Mapping[str, float], files: Mapping[str, str]
         f"{folder} is a team folder now; besides the team it holds{listed}\n\n"
         "Next:\n"
         f'  fusionroute generate {folder} "{NEXT_PROMPT}"\n'
-        f"  fusionroute chat {folder}"
+        f"  fusionroute chat {folder}\n"
+        f"  fusionroute serve {folder}      # OpenAI's API and a playground in the browser"
     )
