@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -291,13 +292,17 @@ def test_a_full_queue(serve: Any, team: Any) -> None:
     with serve(tiny_server.offer(team, max_batch=1), max_waiting=1, max_n=2, max_new_tokens=100) as served:
         held = [tiny_server.ask(served.worker, "hi", max_new_tokens=10**6, ignore_eos=True) for _ in range(2)]
         held[0].wait_for_token()
-        for stream in (False, True):
-            reply = served.post({**CHAT, "stream": stream})
-            if reply.status_code == 200:
-                continue  # what held the place has ended by now
-            check_error(reply, 429, None, "queue is full", "rate_limit_exceeded")
-            assert int(reply.headers["retry-after"]) >= 1
-            assert reply.json()["error"]["type"] == "rate_limit_error"
+        may_read = threading.Event()  # until it is set the router does not go on, so that both keep their places
+        hook = team.router.register_forward_pre_hook(lambda *_: may_read.wait(60) and None)
+        try:
+            for stream in (False, True):
+                reply = served.post({**CHAT, "stream": stream})
+                check_error(reply, 429, None, "queue is full", "rate_limit_exceeded")
+                assert int(reply.headers["retry-after"]) >= 1
+                assert reply.json()["error"]["type"] == "rate_limit_error"
+        finally:
+            may_read.set()
+            hook.remove()
         for each in held:
             each.ticket.cancel()
         served.wait_until_idle()
