@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from fusionroute.engine.cache import ReadPlan, SlotCache
 from fusionroute.engine.masks import ragged_masks
+from fusionroute.models.linear import use_fast_linears
 
 PASS_COST = 64  # padded tokens that cost about as much as one more forward pass
 PREFILL_CHUNK = 2048  # tokens of one row per pass; bounds the mask and the activations of a long prompt
@@ -64,6 +65,7 @@ class Runner:
 
     def __init__(self, model: Any, name: str):
         self.model = model.eval()
+        use_fast_linears(self.model)
         self.name = name
         self.config = model.config.get_text_config()
         self.cache = SlotCache()
