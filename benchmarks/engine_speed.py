@@ -11,24 +11,22 @@ tokens, and every change costs a read of several tokens (greedy, a random model 
 
 import argparse
 import itertools
-import json
-import platform
 import statistics
-import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 import torch
+from measuring import alternate, described, part, ratio, record, run
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fusionroute import GenerationSettings, Router
 from fusionroute.engine.engine import Engine
 from fusionroute.methods.fusion_route import FusionRoute
-from fusionroute.output import write_json
 
 SIZES = {
+    "500m": {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 14, "num_attention_heads": 16},
     "200m": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16},
+    "50m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 VOCABULARY, PROMPT, NEVER = 32000, 32, -1e4
@@ -40,12 +38,15 @@ class Models:
     def __init__(self, router: Router, experts: dict[str, LlamaForCausalLM]):
         self.router, self.experts = router, experts
         self.eos_ids: frozenset[int] = frozenset()
-        self.context_length = 2048
+        self.context_length = router.config.get_text_config().max_position_embeddings
 
 
-def build(size: str, num_experts: int, dtype: torch.dtype) -> tuple[LlamaForCausalLM, list[LlamaForCausalLM]]:
+def build(
+    size: str, num_experts: int, dtype: torch.dtype, context: int = 2048
+) -> tuple[LlamaForCausalLM, list[LlamaForCausalLM]]:
+    """A router's language model and its experts, random but the same at every call."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=2048, bos_token_id=None, eos_token_id=None, **SIZES[size]
+        vocab_size=VOCABULARY, max_position_embeddings=context, bos_token_id=None, eos_token_id=None, **SIZES[size]
     )
     models = []
     for seed in range(num_experts + 1):
@@ -106,23 +107,6 @@ class Fused:
         }
 
 
-def alternate(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round, after one unmeasured round."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_number in range(rounds + 1):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            if round_number:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    each = [a / b for a, b in zip(above, below, strict=True)]
-    return {"median": statistics.median(each), "min": min(each), "max": max(each)}
-
-
 def one_stream(size: str, new: int, rounds: int) -> dict:
     router_lm, experts = build(size, 3, torch.float32)
     result = {}
@@ -170,16 +154,8 @@ def batch(size: str, new: int, rounds: int, dtype: torch.dtype) -> dict:
     return result
 
 
-def part(label: str, measure_it: Callable[[], dict]) -> dict:
-    """Measure one part and say so, with its time: the whole takes a quarter of an hour and more."""
-    start = time.perf_counter()
-    print(f"{label} ...", end=" ", flush=True)
-    result = measure_it()
-    print(f"{time.perf_counter() - start:.0f} s", flush=True)
-    return result
-
-
-def measure(size: str, new: int, rounds: int) -> dict:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    size, new, rounds = options.size, options.new, options.rounds
     parts: dict[str, Callable[[], dict]] = {
         "one stream, 3 experts": lambda: one_stream(size, new, rounds),
         "number of experts": lambda: expert_count(size, new, rounds),
@@ -188,18 +164,13 @@ def measure(size: str, new: int, rounds: int) -> dict:
         "batch, bfloat16": lambda: batch(size, new // 2, rounds, torch.bfloat16),
     }
     return {
+        **record(),
         "what": {
             "models": f"random Llama, {size}, float32 unless named",
             "parameters": sum(p.numel() for p in build(size, 0, torch.float32)[0].parameters()),
             "prompt": PROMPT,
             "new tokens": new,
             "rounds": rounds,
-        },
-        "versions": {name: version(name) for name in ("fusionroute", "torch", "transformers")},
-        "machine": {
-            "python": platform.python_version(),
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
         },
         **{label: part(label, measure_it) for label, measure_it in parts.items()},
     }
@@ -227,22 +198,11 @@ def render(results: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--render", type=Path, help="print a finished result as a table")
+    parser = described(__doc__)
     parser.add_argument("--size", choices=SIZES, default="200m")
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args()
-    if options.render:
-        print(render(json.loads(options.render.read_text())))
-        return
-    if options.output is None or (options.output.exists() and not options.overwrite):
-        parser.error("give --output FILE; a file that exists needs --overwrite")
-    results = measure(options.size, options.new, options.rounds)
-    write_json(options.output, results)
-    print(render(results), f"\n\nwritten to {options.output}")
+    run(parser, measure, render)
 
 
 if __name__ == "__main__":

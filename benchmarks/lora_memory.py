@@ -12,7 +12,6 @@ alternates between them; a small router that picks another expert at most tokens
 import argparse
 import gc
 import json
-import shlex
 import statistics
 import subprocess
 import sys
@@ -21,20 +20,20 @@ import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 import transformers
-from engine_speed import SIZES, VOCABULARY, Models, alternate, build, part, prompts, ratio
+from engine_speed import SIZES, VOCABULARY, Models, build, prompts
+from measuring import alternate, conclude, described, parse, part, ratio, record
 from transformers import PreTrainedModel
 
 from fusionroute import GenerationSettings, Router
 from fusionroute.engine.engine import Engine
-from fusionroute.environment import git_commit, machine, versions
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.models.adapters import add_lora
 from fusionroute.models.loading import Loaded, load_model, save_model
-from fusionroute.output import write_json
 
 NAMES = ("math", "code", "chat")
 BASE, ADAPTERS, MERGED = "base", "adapters", "merged"
@@ -137,7 +136,8 @@ def switching(folder: Path) -> dict[str, float]:
     return {"adapted layers": sum(hasattr(m, "lora_A") for m in model.modules()), "median": statistics.median(times)}
 
 
-def measure(size: str, rank: int, new: int, rounds: int) -> dict:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    size, rank, new, rounds = options.size, options.rank, options.new, options.rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_models(folder, size, rank)
@@ -147,11 +147,10 @@ def measure(size: str, rank: int, new: int, rounds: int) -> dict:
         }
         times = part("speed", lambda: speed(folder, new, rounds))
         switch = part("switching", lambda: switching(folder))
+    result = record()
+    result["versions"]["peft"] = version("peft")
     return {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": git_commit(),
-        "versions": versions() | {"peft": version("peft")},
-        "machine": machine(),
+        **result,
         "what": {
             "base": f"random Llama, {size}, float32, vocabulary {VOCABULARY}",
             "shape": SIZES[size],
@@ -190,29 +189,19 @@ def render(results: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--render", type=Path, help="print a finished result as a table")
+    parser = described(__doc__)
     parser.add_argument("--size", choices=SIZES, default="200m")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--memory", choices=[BASE, ADAPTERS, MERGED], help=argparse.SUPPRESS)  # a process of its own
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser)
     transformers.logging.disable_progress_bar()
     if options.memory:
         print(json.dumps(memory(options.folder, options.memory)))
         return
-    if options.render:
-        print(render(json.loads(options.render.read_text())))
-        return
-    if options.output is None or (options.output.exists() and not options.overwrite):
-        parser.error("give --output FILE; a file that exists needs --overwrite")
-    results = measure(options.size, options.rank, options.new, options.rounds)
-    write_json(options.output, results)
-    print(render(results), f"\n\nwritten to {options.output}")
+    conclude(parser, options, measure, render)
 
 
 if __name__ == "__main__":

@@ -9,33 +9,31 @@ the tuned checkpoint, read from disk. Reported are medians with quartiles.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import described, quartiles, record, run, timed
 from transformers import AutoModelForCausalLM, OlmoeConfig, OlmoeForCausalLM, Trainer, TrainingArguments
 
-from fusionroute.environment import machine, versions
 from fusionroute.models.gates import Gates
 from fusionroute.moe.questions import Encoded
 from fusionroute.moe.roma_batches import IGNORED, Collator, Targets, answer_loss
 from fusionroute.moe.roma_trainer import RoMAArguments, RoMATrainer
-from fusionroute.output import write_json
 
-SIZE = {"hidden_size": 512, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8}
+SIZES = {
+    "100m": {"hidden_size": 512, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8},
+    "tiny": {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 6, "num_attention_heads": 8},
+}
 EXPERTS, TOP_K, VOCABULARY, NEIGHBOURS = 32, 4, 8192, 3
 BATCH, PROMPT, ANSWER = 8, 96, 8
 
 
-def model(seed: int) -> OlmoeForCausalLM:
+def model(seed: int, size: str) -> OlmoeForCausalLM:
     torch.manual_seed(seed)
     config = OlmoeConfig(
-        **SIZE, num_key_value_heads=8, num_experts=EXPERTS, num_experts_per_tok=TOP_K, vocab_size=VOCABULARY,
+        **SIZES[size], num_key_value_heads=8, num_experts=EXPERTS, num_experts_per_tok=TOP_K, vocab_size=VOCABULARY,
         eos_token_id=0, pad_token_id=0, bos_token_id=None,
     )  # fmt: skip
     made = OlmoeForCausalLM(config)
@@ -62,7 +60,7 @@ class RouterTuning(Trainer):
         return answer_loss(logits[:, -kept:], inputs["labels"][:, -kept:]).mean()
 
 
-def trainers(steps: int, folder: str) -> dict[str, Trainer]:
+def trainers(size: str, steps: int, folder: str) -> dict[str, Trainer]:
     asked = questions(BATCH * 4)
     generator = torch.Generator().manual_seed(1)
     table = torch.rand(len(asked), 1, 5 * EXPERTS, generator=generator)
@@ -72,7 +70,7 @@ def trainers(steps: int, folder: str) -> dict[str, Trainer]:
         "output_dir": folder, "per_device_train_batch_size": BATCH, "max_steps": steps, "learning_rate": 1e-3,
         "use_cpu": True, "save_strategy": "no", "report_to": [], "disable_tqdm": True, "logging_strategy": "no",
     }  # fmt: skip
-    gates, other = Gates(model(0)), Gates(model(0))
+    gates, other = Gates(model(0, size)), Gates(model(0, size))
     roma = RoMATrainer(gates, RoMAArguments(weight=1.0, **options), asked, targets, pad_id=0)
     other.model.requires_grad_(False)
     for weight in other.parameters():
@@ -86,10 +84,10 @@ def trainers(steps: int, folder: str) -> dict[str, Trainer]:
     return {"RoMA": roma, "router tuning": plain}
 
 
-def step_times(rounds: int) -> dict[str, list[float]]:
+def step_times(size: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of one step of each, alternating: each trainer is asked for one step at a time."""
     with tempfile.TemporaryDirectory() as folder:
-        made = trainers(rounds + 2, folder)
+        made = trainers(size, rounds + 2, folder)
         batches = {name: list(trainer.get_train_dataloader()) for name, trainer in made.items()}
         for trainer in made.values():
             trainer.create_optimizer()
@@ -112,10 +110,10 @@ def one_step(trainer: Trainer, batch: dict[str, Any]) -> None:
     trainer.optimizer.zero_grad()
 
 
-def inference_times(rounds: int) -> dict[str, list[float]]:
+def inference_times(size: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of one `generate` by the base and by the checkpoint whose gates were trained a few steps."""
     with tempfile.TemporaryDirectory() as folder:
-        roma = trainers(4, folder)["RoMA"]
+        roma = trainers(size, 4, folder)["RoMA"]
         roma.gates.model.save_pretrained(f"{folder}/before")
         roma.train()
         roma.gates.model.save_pretrained(f"{folder}/after")
@@ -131,26 +129,15 @@ def inference_times(rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def timed(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(above, below, strict=True)], n=4)
-    return {"median": middle, "lower quartile": low, "upper quartile": high, "n": len(above)}
-
-
-def measure(rounds: int) -> dict[str, Any]:
-    steps, inference = step_times(rounds), inference_times(max(4, rounds // 3))
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    rounds = options.rounds
+    steps, inference = step_times(options.size, rounds), inference_times(options.size, max(4, rounds // 3))
     return {
-        "versions": versions(),
-        "machine": machine(),
-        "what": {**SIZE, "experts": EXPERTS, "top_k": TOP_K, "batch": BATCH, "tokens": PROMPT + ANSWER},
-        "RoMA step / router tuning step": ratio(steps["RoMA"], steps["router tuning"]),
+        **record(),
+        "what": {**SIZES[options.size], "experts": EXPERTS, "top_k": TOP_K, "batch": BATCH, "tokens": PROMPT + ANSWER},
+        "RoMA step / router tuning step": quartiles(steps["RoMA"], steps["router tuning"]),
         "seconds per step": {name: statistics.median(each) for name, each in steps.items()},
-        "inference after / before": ratio(inference["after"], inference["before"]),
+        "inference after / before": quartiles(inference["after"], inference["before"]),
     }
 
 
@@ -164,20 +151,10 @@ def render(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--render", type=Path, help="print a finished result as a table")
+    parser = described(__doc__)
+    parser.add_argument("--size", choices=SIZES, default="100m")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args()
-    if options.render:
-        print(render(json.loads(options.render.read_text())))
-        return
-    if options.output is None or (options.output.exists() and not options.overwrite):
-        parser.error("give --output FILE; a file that exists needs --overwrite")
-    found = measure(options.rounds)
-    write_json(options.output, found)
-    print(render(found), f"\n\nwritten to {options.output}")
+    run(parser, measure, render)
 
 
 if __name__ == "__main__":

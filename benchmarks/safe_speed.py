@@ -13,20 +13,18 @@ a second thread has nothing to do: they get one.
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from engine_speed import SIZES
+from measuring import described, part, quartiles, record, run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -39,7 +37,6 @@ from fusionroute.methods.safe.verification import Check
 from fusionroute.methods.single import Single
 from fusionroute.models.loading import load_model, load_tokenizer
 from fusionroute.models.member import Member
-from fusionroute.output import write_json
 from fusionroute.zoo.build import weights_folder
 from fusionroute.zoo.tasks import examples
 
@@ -130,11 +127,6 @@ def alternate(candidates: dict[str, Contestant], rounds: int) -> dict[str, list[
     return {name: taken[1:] for name, taken in seconds.items()}
 
 
-def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(above, below, strict=True)], n=4)
-    return {"median": middle, "lower quartile": low, "upper quartile": high}
-
-
 def compared(candidates: dict[str, Contestant], rounds: int) -> dict:
     seconds = alternate(candidates, rounds)
     alone, *others = candidates
@@ -145,7 +137,7 @@ def compared(candidates: dict[str, Contestant], rounds: int) -> dict:
     for name in others:
         candidate = candidates[name]
         result[name] = {
-            "time per token / drafter alone": ratio(seconds[name], seconds[alone]),
+            "time per token / drafter alone": quartiles(seconds[name], seconds[alone]),
             "shares of tokens": shares(list(candidate.answers.values())),
             "tokens read per output token": candidate.read,
             "kept / drafted": candidate.acceptance,
@@ -270,32 +262,20 @@ def bytes_per_token(answers: list[Completion], drafter: Member) -> float:
     return len(drafter.pieces.text(ids)) / len(ids)
 
 
-def part(label: str, measure_it: Callable[[], dict]) -> dict:
-    start = time.perf_counter()
-    print(f"{label} ...", end=" ", flush=True)
-    result = measure_it()
-    print(f"{time.perf_counter() - start:.0f} s", flush=True)
-    return result
-
-
 PARTS = ("zoo", "random, float32", "random, bfloat16")
 
 
-def measure(parts: list[str], size: str, new: int, questions: int, rounds: int) -> dict:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    size, new, questions, rounds = options.size, options.new, options.questions, options.rounds
     how: dict[str, Callable[[], dict]] = {
         "zoo": lambda: on_one_thread(lambda: zoo(questions, rounds)),
         "random, float32": lambda: random_pair(size, new, rounds, torch.float32),
         "random, bfloat16": lambda: random_pair(size, new, rounds, torch.bfloat16),
     }
     return {
+        **record(),
         "what": {"random models": f"Llama, {size}", "new tokens": new, "questions": questions, "rounds": rounds},
-        "versions": {name: version(name) for name in ("fusionroute", "torch", "transformers", "tokenizers")},
-        "machine": {
-            "python": platform.python_version(),
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-        **{label: part(label, how[label]) for label in parts},
+        **{label: part(label, how[label]) for label in options.parts},
     }
 
 
@@ -325,24 +305,13 @@ def _cells(values: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--render", type=Path, help="print a finished result as a table")
+    parser = described(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--size", choices=SIZES, default="200m")
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--questions", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args()
-    if options.render:
-        print(render(json.loads(options.render.read_text())))
-        return
-    if options.output is None or (options.output.exists() and not options.overwrite):
-        parser.error("give --output FILE; a file that exists needs --overwrite")
-    results = measure(options.parts, options.size, options.new, options.questions, options.rounds)
-    write_json(options.output, results)
-    print(render(results), f"\n\nwritten to {options.output}")
+    run(parser, measure, render)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +31,8 @@ from typing import Any
 
 import numpy as np
 import psutil
-from serving_clients import Connection, Reply, run, running_server
-
-from fusionroute.environment import git_commit, machine, versions
+from measuring import described, part, quotients, record, run
+from serving_clients import TEAM_HELP, Connection, Reply, needs_team, running_server, some_team
 
 CLIENTS = (1, 4, 16, 64)
 TEAM = "runs/zoo_comparison/team-0"
@@ -173,7 +170,7 @@ def over_rounds(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    return over_rounds([a / b for a, b in zip(above, below, strict=True)])
+    return over_rounds(quotients(above, below))
 
 
 def summary(rounds: Sequence[dict[str, Any]], alone: Sequence[float]) -> dict[str, Any]:
@@ -361,20 +358,10 @@ async def _ask_each(port: int, ids: Sequence[str]) -> None:
 # the whole
 
 
-def part(label: str, measure_it: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    start = time.perf_counter()
-    print(f"{label} ", end="", flush=True)
-    result = measure_it()
-    print(f" {time.perf_counter() - start:.0f} s", flush=True)
-    return result
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": git_commit(),
-        "versions": versions() | {name: version(name) for name in ("fastapi", "starlette", "uvicorn")},
-        "machine": machine(),
+    result = record()
+    result["versions"] |= {name: version(name) for name in ("fastapi", "starlette", "uvicorn")}
+    result |= {
         "what": {
             "team": options.team,
             "threads of server and engine": 1,
@@ -385,9 +372,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         },
     }
     if "speed" in options.parts:
-        result["speed"] = part(
-            "speed", lambda: speed(options.team, options.new, options.rounds, options.each, tuple(options.clients))
-        )
+        with some_team(options.team, write_random_team) as team:
+            result["speed"] = part(
+                "speed", lambda: speed(team, options.new, options.rounds, options.each, tuple(options.clients))
+            )
     if "memory" in options.parts:
         result["memory"] = part("memory", lambda: memory(options.size))
     return result
@@ -438,15 +426,15 @@ def _mib(size: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = described(__doc__)
     parser.add_argument("--parts", nargs="+", choices=("speed", "memory"), default=("speed", "memory"))
-    parser.add_argument("--team", default=TEAM, help="a trained zoo team; benchmarks/zoo_comparison.py makes this one")
+    parser.add_argument("--team", default=TEAM, help=TEAM_HELP)
     parser.add_argument("--clients", nargs="+", type=int, choices=CLIENTS, default=CLIENTS)
     parser.add_argument("--new", type=int, default=48, help="tokens of every answer")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--each", type=int, default=4, help="requests of each client in a round")
     parser.add_argument("--size", choices=SIZES, default="50m", help="of the models whose memory is measured")
-    run(parser, measure, render, lambda options: "speed" in options.parts)
+    run(parser, measure, render, lambda parser, options: "speed" in options.parts and needs_team(parser, options))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,9 +23,9 @@ from typing import Any, Protocol, Self
 
 import psutil
 
-from fusionroute.output import write_json
-
 HOST = "127.0.0.1"
+RANDOM = "random"
+TEAM_HELP = f"a trained zoo team; benchmarks/zoo_comparison.py makes the default; {RANDOM!r} makes a tiny one, to try"
 STARTING = 300.0  # seconds in which a server must have loaded its models
 STOPPING = 60.0
 GAUGES = tuple(
@@ -225,24 +226,18 @@ class Connection:
         reply.arrivals += [(at, event[6:]) for event in events if event.startswith(b"data: ")]
 
 
-def run(
-    parser: argparse.ArgumentParser,
-    measure: Callable[[argparse.Namespace], dict[str, Any]],
-    render: Callable[[dict[str, Any]], str],
-    needs_team: Callable[[argparse.Namespace], bool] = lambda options: True,
-) -> None:
-    """Measure and write what is found, or show what was found before, as the options say."""
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--render", type=Path, help="print a finished result in words")
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args()
-    if options.render:
-        print(render(json.loads(options.render.read_text())))
-        return
-    if options.output is None or (options.output.exists() and not options.overwrite):
-        parser.error("give --output FILE; a file that exists needs --overwrite")
-    if needs_team(options) and not (Path(options.team) / "team.json").exists():
+def needs_team(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse a ``--team`` that is none before anything is measured."""
+    if options.team != RANDOM and not (Path(options.team) / "team.json").exists():
         parser.error(f"no team at {options.team}; train one with benchmarks/zoo_comparison.py, or give --team")
-    results = measure(options)
-    write_json(options.output, results)
-    print(render(results), f"\n\nwritten to {options.output}")
+
+
+@contextmanager
+def some_team(location: str, write_random: Callable[[Path, str], None]) -> Iterator[str]:
+    """The folder of the team that ``--team`` asks for, which ``write_random`` makes for as long as it is used."""
+    if location != RANDOM:
+        yield location
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_random(Path(folder) / "team", "tiny")
+        yield str(Path(folder) / "team")

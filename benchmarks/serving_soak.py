@@ -15,9 +15,7 @@ import argparse
 import asyncio
 import itertools
 import random
-import shlex
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,10 +23,9 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
-from serving import TASKS, TEAM, worker
-from serving_clients import Connection, Server, run, running_server
-
-from fusionroute.environment import git_commit, machine, versions
+from measuring import described, record, run
+from serving import TASKS, TEAM, worker, write_random_team
+from serving_clients import TEAM_HELP, Connection, Server, needs_team, running_server, some_team
 
 SPANS = 10
 WRONG = ("UNEXPECTED", "FAILED", "HANGING", "BROKEN OFF")
@@ -193,7 +190,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from fusionroute.zoo.tasks import examples
 
     prompts = [each.prompt for task in TASKS for each in examples(task, "test", 50)]
-    with running_server(options.team, "--name", "team", "--cache-limit", options.cache_limit) as server:
+    with (
+        some_team(options.team, write_random_team) as team,
+        running_server(team, "--name", "team", "--cache-limit", options.cache_limit) as server,
+    ):
         ids = server.model_ids()
         arguments = (server.port, ids, prompts, options.clients, options.seconds, options.seed)
         with worker(callers, *arguments) as pipe:
@@ -205,11 +205,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if len(warm) < 2 * SPANS:
         raise SystemExit(f"{len(warm)} readings after the warm-up are too few; lower --every or run for longer")
     growth = slope([at for at, _ in warm], [float(value) for _, value in warm])
+    result = record()
+    result["versions"] |= {name: version(name) for name in ("fastapi", "starlette", "uvicorn")}
     return {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": git_commit(),
-        "versions": versions() | {name: version(name) for name in ("fastapi", "starlette", "uvicorn")},
-        "machine": machine(),
+        **result,
         "what": {
             "team": options.team,
             "clients": options.clients,
@@ -250,15 +249,15 @@ def render(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--team", default=TEAM, help="a trained zoo team; benchmarks/zoo_comparison.py makes this one")
+    parser = described(__doc__)
+    parser.add_argument("--team", default=TEAM, help=TEAM_HELP)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--every", type=float, default=2.0, help="seconds between readings of the memory")
     parser.add_argument("--warm-up", type=float, default=0.2, help="share of the time that is left out")
     parser.add_argument("--cache-limit", default="256MiB", help="so that the cache has its full size early")
     parser.add_argument("--seed", type=int, default=0)
-    run(parser, measure, render)
+    run(parser, measure, render, needs_team)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ doing; the time of the processor, on one thread, is ours. Memory is the growth o
 """
 
 import argparse
-import json
 import logging
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +27,12 @@ import psutil
 import torch
 import transformers
 from datasets import Dataset
-from engine_speed import VOCABULARY, ratio
+from engine_speed import VOCABULARY
+from measuring import conclude, described, parse, ratio, record
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from fusionroute import Router
-from fusionroute.environment import git_commit, machine, versions
-from fusionroute.output import write_json
 from fusionroute.training.trainers.live import LiveExperts
 from fusionroute.training.trainers.sft import SFTConfig, SFTTrainer
 
@@ -168,16 +164,14 @@ def in_a_process_of_its_own(what: str, size: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def measure(size: str, rounds: int) -> dict[str, Any]:
+def measure(wanted: argparse.Namespace) -> dict[str, Any]:
+    size, rounds = wanted.size, wanted.rounds
     grown = {what: in_a_process_of_its_own(what, size) for what in (PLAIN, SCORED, LIVE)}
     print({what: f"{each / 2**20:.0f} MiB" for what, each in grown.items()}, flush=True)
     times = speed(size, rounds, lambda said: print(said, flush=True))
     on_gpu = torch.cuda.is_available()
     return {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": git_commit(),
-        "versions": versions(),
-        "machine": machine(),
+        **record(),
         "what": {
             "model": f"random Llama, {size}, float32, vocabulary {VOCABULARY}",
             "parameters": sum(p.numel() for p in language_model(size, 0).parameters()),
@@ -210,28 +204,18 @@ def render(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--render", type=Path, help="print a finished result as a table")
+    parser = described(__doc__)
     parser.add_argument("--size", choices=SIZES, default="36m")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--memory", choices=[PLAIN, SCORED, LIVE], help=argparse.SUPPRESS)  # a process of its own
-    wanted = parser.parse_args()
+    wanted = parse(parser)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     if wanted.memory:
         print(memory(wanted.memory, wanted.size))
         return
-    if wanted.render:
-        print(render(json.loads(wanted.render.read_text())))
-        return
-    if wanted.output is None or (wanted.output.exists() and not wanted.overwrite):
-        parser.error("give --output FILE; a file that exists needs --overwrite")
-    results = measure(wanted.size, wanted.rounds)
-    write_json(wanted.output, results)
-    print(render(results), f"\n\nwritten to {wanted.output}")
+    conclude(parser, wanted, measure, render)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ class RequestTooLargeError(FusionRouteError, ValueError):
     """One request needs more cache memory than the limit allows, so waiting would not help."""
 
 
+class ModelsTooLargeError(FusionRouteError, MemoryError):
+    """Models take more memory than their device has free; told before their weights are read."""
+
+
 class ModelOutputError(FusionRouteError):
     """A model returned logits that are no distribution; what was written before stays valid."""
 

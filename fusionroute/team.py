@@ -1,18 +1,28 @@
 """`Team`: the models of a team, and what they do together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from fusionroute import answering
 from fusionroute.answering import StreamedToken
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import MAX_BATCH, Engine
+from fusionroute.engine.method import MakeRunner
 from fusionroute.engine.probe import bytes_per_token
+from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Completion, Sequence
+from fusionroute.engine.speculation import Pace, SpeculationSettings, new_pace
+from fusionroute.errors import VocabularyError
 from fusionroute.methods.fusion_route import FusionRoute
+from fusionroute.models.loading import ModelReference, load_model, load_tokenizer
 from fusionroute.models.prompt import Prompt
 from fusionroute.models.team import TeamModels
+from fusionroute.models.vocabulary import check_models, check_tokenizers
+
+Speculating = str | Mapping[str, Any] | SpeculationSettings | None
 
 __all__ = ["StreamedToken", "Team"]
 
@@ -28,20 +38,50 @@ class Team(TeamModels):
         super().__init__(*args, **kwargs)
         for name, model in self.models.items():
             bytes_per_token(model, name)
+        self._paces: dict[SpeculationSettings, Pace] = {}
+        self._draft_models: dict[ModelReference, PreTrainedModel] = {}
 
     def engine(
-        self, *, complement: bool = True, max_batch: int = MAX_BATCH, cache_limit: int | str | None = None
+        self,
+        *,
+        complement: bool = True,
+        speculation: Speculating = None,
+        max_batch: int = MAX_BATCH,
+        cache_limit: int | str | None = None,
     ) -> Engine:
-        """An engine over this team, for callers that submit and step themselves."""
+        """An engine over this team, for callers that submit and step themselves; options as in `generate`."""
         answering.check_batch(max_batch)
-        method = FusionRoute(self, complement=complement)
+        method = self.method(complement=complement, speculation=speculation)
         return Engine(method, self.tokenizer, max_batch=max_batch, cache_limit=cache_limit)
+
+    def method(
+        self, *, complement: bool = True, speculation: Speculating = None, make_runner: MakeRunner = Runner
+    ) -> FusionRoute:
+        """FusionRoute with these models. What one learns of how drafts fare, the next one of equal settings knows.
+
+        Raises:
+            SettingsError, CheckpointError, VocabularyError: as in `generate`.
+        """
+        settings = SpeculationSettings.of(speculation)
+        if settings is None:
+            return FusionRoute(self, complement=complement, make_runner=make_runner)
+        if settings not in self._paces:
+            self._paces[settings] = new_pace(settings)
+        return FusionRoute(
+            self,
+            complement=complement,
+            speculation=settings,
+            draft_model=None if settings.model is None else self._draft_model(settings.model),
+            pace=self._paces[settings],
+            make_runner=make_runner,
+        )
 
     def generate(
         self,
         prompts: ListLike[Prompt],
         *,
         complement: bool = True,
+        speculation: Speculating = None,
         max_batch: int = MAX_BATCH,
         cache_limit: int | str | None = None,
         on_finish: Callable[[Sequence], None] | None = None,
@@ -51,6 +91,9 @@ class Team(TeamModels):
 
         Args:
             complement: False drops the router's own log-probabilities (routing only).
+            speculation: draft tokens and let one pass of each model check several: the same answers, sooner. A
+                drafter's name (``"router"``, ``"ngram"``), a small model's folder or hub id, or `SpeculationSettings`,
+                also as a mapping; None asks for one token at a time.
             max_batch, cache_limit: see `Engine`.
             on_finish: called with each sequence as it ends.
             **settings: `GenerationSettings`: ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``,
@@ -60,18 +103,27 @@ class Team(TeamModels):
         Raises:
             SettingsError: an unknown option or a value out of range.
             PromptError: an empty prompt, or one that does not fit the smallest context.
+            CheckpointError, VocabularyError: a draft model that cannot be loaded, or has another vocabulary.
             RequestTooLargeError: a request that could never fit ``cache_limit``.
         """
         parsed = GenerationSettings.parse(settings)
         answering.check_prompts(prompts)
 
         def engine() -> Engine:
-            return self.engine(complement=complement, max_batch=max_batch, cache_limit=cache_limit)
+            return self.engine(
+                complement=complement, speculation=speculation, max_batch=max_batch, cache_limit=cache_limit
+            )
 
         return answering.complete(engine, self.prompt_format, prompts, parsed, on_finish)
 
     def stream(
-        self, prompt: Prompt, *, complement: bool = True, cache_limit: int | str | None = None, **settings: Any
+        self,
+        prompt: Prompt,
+        *,
+        complement: bool = True,
+        speculation: Speculating = None,
+        cache_limit: int | str | None = None,
+        **settings: Any,
     ) -> Iterator[StreamedToken]:
         """Complete one prompt, yielding each token as it is written; options and errors as in `generate`.
 
@@ -79,5 +131,20 @@ class Team(TeamModels):
         `ModelOutputError`.
         """
         parsed = GenerationSettings.parse(settings)
-        engine = self.engine(complement=complement, cache_limit=cache_limit)
+        engine = self.engine(complement=complement, speculation=speculation, cache_limit=cache_limit)
         return answering.stream(engine, self.prompt_format, prompt, parsed)
+
+    def _draft_model(self, reference: ModelReference) -> PreTrainedModel:
+        """Loaded once, on the router's device and in its dtype unless the reference says otherwise."""
+        if reference not in self._draft_models:
+            name = reference.model
+            try:
+                check_tokenizers(self.tokenizer, {name: load_tokenizer(reference)})
+                model = load_model(reference, dtype=self.router.dtype, device=self.router.device)
+                check_models(self.router.lm, {name: model})
+            except VocabularyError as error:
+                told = str(error).replace(f"expert {name!r}", f"the draft model {name!r}")
+                raise VocabularyError(f"speculation: {told}") from None
+            bytes_per_token(model, name)
+            self._draft_models[reference] = model
+        return self._draft_models[reference]

@@ -35,7 +35,8 @@ def cost(file: Path, *prompts: str) -> dict[str, Any]:
     ids = [ensemble.prompt_format.encode(prompt) for prompt in prompts]
     engine.generate(ids, GenerationSettings(max_new_tokens=8), None, prompts)
     read = {runner.name: runner.tokens_read for runner in engine.method.runners}
-    return {"drafted": engine.method.drafted, "kept": engine.method.kept, "tokens_read": read}
+    passes = {runner.name: runner.passes for runner in engine.method.runners}
+    return {"drafted": engine.method.drafted, "kept": engine.method.kept, "tokens_read": read, "passes": passes}
 
 
 def test_json_tells_the_verdict_on_every_token(file: Path) -> None:

@@ -10,6 +10,7 @@ from fusionroute.cli.calibrate import calibrate
 from fusionroute.cli.chat import chat
 from fusionroute.cli.env import env
 from fusionroute.cli.evaluate import evaluate
+from fusionroute.cli.export import export
 from fusionroute.cli.failing import OneLineErrors
 from fusionroute.cli.generate import generate
 from fusionroute.cli.judge import judge
@@ -38,6 +39,7 @@ app.command()(cdpo)
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(export)
 app.command()(calibrate)
 app.command()(merge)
 app.command()(judge)

@@ -8,7 +8,7 @@ from rich.console import Console
 from fusionroute.cli import options
 from fusionroute.cli.console import stdout
 from fusionroute.cli.failing import BAD_INPUT, FAILED, complain
-from fusionroute.cli.loading import batching, generation_settings, load_writers
+from fusionroute.cli.loading import batching, generation_settings, load_writers, speculation_options
 from fusionroute.config import GenerationSettings
 from fusionroute.errors import PromptError, RequestTooLargeError
 
@@ -29,6 +29,8 @@ def chat(
     seed: options.Seed = None,
     stop: options.Stop = None,
     no_complement: options.NoComplement = False,
+    speculation: options.Speculation = None,
+    max_draft: options.MaxDraft = None,
     override: options.EnsembleOverrides = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -39,13 +41,17 @@ def chat(
         max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         seed=seed, stop=stop,
     )  # fmt: skip
-    loaded = load_writers(team, device, dtype, override, complement=not no_complement)
+    drafting = speculation_options(speculation, max_draft)
+    loaded = load_writers(
+        team, device, dtype, override, complement=not no_complement, is_speculating=drafting is not None
+    )
     if loaded.prompt is None:
         raise PromptError(
             "these models read text as it is, so they cannot tell who spoke: set prompt in the team's team.json or in "
             "the ensemble file to chat_template or a named template such as alpaca, or use fusionroute generate"
         )
-    _converse(loaded, loaded.engine(**batching(complement=not no_complement, cache_limit=cache_limit)), settings)
+    batched = batching(complement=not no_complement, speculation=drafting, cache_limit=cache_limit)
+    _converse(loaded, loaded.engine(**batched), settings)
 
 
 def _converse(team: "Team | Ensemble", engine: "Engine", settings: GenerationSettings) -> None:

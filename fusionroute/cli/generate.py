@@ -11,7 +11,7 @@ from rich.console import Console
 from fusionroute.cli import options
 from fusionroute.cli.console import stdout
 from fusionroute.cli.failing import FAILED, complain
-from fusionroute.cli.loading import batching, generation_settings, load_writers
+from fusionroute.cli.loading import batching, generation_settings, load_writers, speculation_options
 from fusionroute.cli.prompts import as_text, read_prompts
 from fusionroute.config import GenerationSettings
 from fusionroute.errors import SettingsError
@@ -48,6 +48,8 @@ def generate(
         ),
     ] = None,
     no_complement: options.NoComplement = False,
+    speculation: options.Speculation = None,
+    max_draft: options.MaxDraft = None,
     override: options.EnsembleOverrides = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -64,9 +66,12 @@ def generate(
         max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         seed=seed, stop=stop, logprobs=logprobs,
     )  # fmt: skip
+    drafting = speculation_options(speculation, max_draft)
     asked = read_prompts(prompts, file)
-    loaded = load_writers(team, device, dtype, override, complement=not no_complement)
-    batched = batching(complement=not no_complement, cache_limit=cache_limit, max_batch=max_batch)
+    loaded = load_writers(
+        team, device, dtype, override, complement=not no_complement, is_speculating=drafting is not None
+    )
+    batched = batching(complement=not no_complement, speculation=drafting, cache_limit=cache_limit, max_batch=max_batch)
     failures = _answer(loaded, asked, batched, settings, as_json=as_json)
     if failures:
         raise typer.Exit(complain(f"{len(failures)} of {len(asked)} answers failed; the first: {failures[0]}", FAILED))

@@ -9,6 +9,7 @@ from fusionroute.config import GenerationSettings
 from fusionroute.errors import SettingsError
 
 if TYPE_CHECKING:
+    from fusionroute.engine.speculation import SpeculationSettings
     from fusionroute.ensemble import Ensemble
     from fusionroute.team import Team
 
@@ -29,7 +30,13 @@ def load_team(folder: str, device: str | None, dtype: str | None) -> "Team":
 
 
 def load_writers(
-    location: str, device: str | None, dtype: str | None, overrides: Sequence[str] | None = None, *, complement: bool
+    location: str,
+    device: str | None,
+    dtype: str | None,
+    overrides: Sequence[str] | None = None,
+    *,
+    complement: bool,
+    is_speculating: bool = False,
 ) -> "Team | Ensemble":
     """Whoever answers: an ensemble if ``location`` is a YAML file, else a team.
 
@@ -45,11 +52,35 @@ def load_writers(
         return load_team(location, device, dtype)
     if not complement:
         raise SettingsError("--no-complement leaves out a router's own say, and an ensemble has no router; drop it")
+    if is_speculating:
+        raise SettingsError("--speculation is for teams, and an ensemble's drafter is its own; drop it")
     from fusionroute.ensemble import Ensemble
 
     return Ensemble.from_file(location, changes=as_changes(overrides or ()), device=device, dtype=dtype)
 
 
-def batching(*, complement: bool, **options: Any) -> dict[str, Any]:
-    """What a team's or an ensemble's `generate` and `engine` take beside prompts; an ensemble knows no complement."""
-    return options if complement else {"complement": False, **options}
+def speculation_options(drafter: str | None, max_draft: int | None) -> "SpeculationSettings | None":
+    """Checked before any model is loaded.
+
+    Args:
+        drafter: ``router``, ``ngram``, or a small model's folder or hub id; None = no speculation.
+    """
+    if drafter is None:
+        if max_draft is not None:
+            raise SettingsError(
+                f"--max-draft {max_draft} does nothing without --speculation; add it or drop --max-draft"
+            )
+        return None
+    quiet()
+    from fusionroute.engine.speculation import SpeculationSettings
+
+    return SpeculationSettings.named(drafter, **({} if max_draft is None else {"max_draft": max_draft}))
+
+
+def batching(*, complement: bool, speculation: "SpeculationSettings | None" = None, **options: Any) -> dict[str, Any]:
+    """What a team's or an ensemble's `generate` and `engine` take beside prompts.
+
+    An ensemble knows neither complement nor speculation.
+    """
+    routed = {} if complement else {"complement": False}
+    return {**routed, **({} if speculation is None else {"speculation": speculation}), **options}

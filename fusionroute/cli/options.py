@@ -68,6 +68,19 @@ NoComplement = Annotated[
     bool,
     typer.Option("--no-complement", help="Route only: leave out the router's own say.", rich_help_panel=GENERATION),
 ]
+Speculation = Annotated[
+    str | None,
+    typer.Option(
+        "--speculation",
+        metavar="router|ngram|MODEL",
+        help="Draft tokens and check several in one pass: the same answers, sooner. MODEL: folder or hub id.",
+        rich_help_panel=GENERATION,
+    ),
+]
+MaxDraft = Annotated[
+    int | None,
+    typer.Option("--max-draft", help="With --speculation: most tokens of a draft.", rich_help_panel=GENERATION),
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="Such as cuda:0; else the best there is.", rich_help_panel=MACHINE)
 ]

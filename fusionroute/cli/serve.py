@@ -9,6 +9,7 @@ import typer
 from fusionroute.cli import options
 from fusionroute.cli.console import quiet
 from fusionroute.cli.failing import BAD_INPUT, FAILED, complain
+from fusionroute.cli.loading import speculation_options
 
 if TYPE_CHECKING:
     from fusionroute.server.settings import ServerSettings
@@ -71,6 +72,8 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Prompts and answers stand in the log.", rich_help_panel=ACCESS)
     ] = False,
+    speculation: options.Speculation = None,
+    max_draft: options.MaxDraft = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     cache_limit: options.CacheLimit = None,
@@ -91,6 +94,7 @@ def serve(
         "time_limit": time_limit, "max_body": max_body, "body_timeout": body_timeout, "send_timeout": send_timeout,
         "max_connections": max_connections, "api_key_file": api_key_file, "cors": cors, "cache_limit": cache_limit,
         "log_prompts": log_prompts, "playground": not no_playground, "allowed_hosts": allowed_host,
+        "speculation": speculation_options(speculation, max_draft),
     }  # fmt: skip
     settings = ServerSettings.parse({option: value for option, value in said.items() if value is not None})
     _warn(settings)

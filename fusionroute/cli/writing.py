@@ -9,7 +9,7 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import Engine
 from fusionroute.engine.sequence import Completion
 from fusionroute.ensemble import Ensemble
-from fusionroute.evaluation.compare.cost import drafts, tokens_read
+from fusionroute.evaluation.compare.cost import drafts, runners_of, tokens_read
 from fusionroute.team import Team
 from fusionroute.terminal import expert_styles, legend, token_text
 
@@ -38,19 +38,23 @@ def write_answer(
 
 
 class Meter:
-    """What an engine's method does from here on, where models check each other's tokens."""
+    """What an engine's method does from here on, where models check each other's tokens, or a draft."""
 
     def __init__(self, engine: Engine):
         self.method = engine.method
-        self._drafts, self._read = drafts(self.method), tokens_read(self.method)
+        self._drafts, self._read, self._passes = drafts(self.method), tokens_read(self.method), self._count_passes()
 
     def cost(self) -> dict[str, Any]:
-        """``drafted``, ``kept`` and ``tokens_read`` by model; nothing where nobody drafts."""
+        """``drafted``, ``kept``, and by model ``tokens_read`` and forward ``passes``; nothing where nobody drafts."""
         if not self._drafts:
             return {}
         drafted = {name: count - self._drafts[name] for name, count in drafts(self.method).items()}
         read = {name: count - self._read[name] for name, count in tokens_read(self.method).items()}
-        return {**drafted, "tokens_read": read}
+        passes = {name: count - self._passes[name] for name, count in self._count_passes().items()}
+        return {**drafted, "tokens_read": read, "passes": passes}
+
+    def _count_passes(self) -> dict[str, int]:
+        return {runner.name: runner.passes for runner in runners_of(self.method)}
 
 
 def print_legend(

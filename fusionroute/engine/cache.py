@@ -4,6 +4,7 @@ Letters in shapes: B rows read in this pass, T new tokens (the widest row's), L 
 Knows nothing about sequences: rows belong to whatever handles their owner uses.
 """
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
+
+AHEAD = 1.45  # what layers take beyond the capacity, on average: the mean of 2**x between 0 and 1
 
 
 @dataclass
@@ -43,10 +46,34 @@ class ReadPlan:
         return self.rows == list(range(self.rows[0], self.rows[0] + len(self.rows)))
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Keys and values of the first positions of one row, ``[H, positions, D]`` for each layer, on its own device."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[1] if self.keys else 0
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no layer holds a NaN: each token attends to itself, so one would have reached the last layer."""
+        return all(bool(last[-1].isfinite().all()) for last in (self.keys, self.values) if last)
+
+    def begin(self, length: int) -> "Stretch":
+        """Its first positions alone, as a view."""
+        return Stretch([keys[:, :length] for keys in self.keys], [values[:, :length] for values in self.values])
+
+    def copy(self) -> "Stretch":
+        return Stretch([keys.clone() for keys in self.keys], [values.clone() for values in self.values])
+
+
 class SlotCache(Cache):
     """A ``transformers.Cache`` whose rows are joined, cut back and left independently of each other.
 
-    Memory is one rectangle ``[rows, H, positions, D]`` per layer for keys and one for values. It grows by doubling,
+    Memory is one rectangle ``[rows, H, positions, D]`` per layer for keys and one for values. They grow by doubling,
     rows times positions never beyond ``token_limit``, provided that rows times the longest promised length fits it:
     whoever lets handles join sees to that.
     """
@@ -59,7 +86,9 @@ class SlotCache(Cache):
         self._promised: dict[Hashable, int] = {}
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._capacity = (0, 0)  # rows, positions
+        self._capacity = self._needed = (0, 0)  # rows, positions
+        self._first = 1  # positions of the first allocation
+        self._most = 0  # positions that any layer may take
         self._plan: ReadPlan | None = None
 
     def row(self, handle: Hashable) -> int:
@@ -96,11 +125,28 @@ class SlotCache(Cache):
                     buffer[row].zero_()
                     buffer[row, :, :length] = buffer[last, :, :length]
 
+    def stretch(self, handle: Hashable, length: int) -> Stretch:
+        """The first ``length`` positions of a row, as they are now: a view, which the next pass may overwrite."""
+        row = self._row[handle]
+        return Stretch(
+            [keys[row, :, :length] for keys in self._keys], [values[row, :, :length] for values in self._values]
+        )
+
+    @torch.inference_mode()
+    def put(self, handle: Hashable, stretch: Stretch) -> None:
+        """Let the row of ``handle``, which holds the first of these positions, go on with a copy of the others."""
+        self.make_room(stretch.length)
+        row, held = self._row[handle], self.lengths[handle]
+        for buffers, layers in ((self._keys, stretch.keys), (self._values, stretch.values)):
+            for layer, positions in enumerate(layers):
+                self._buffer(buffers, positions[None], layer)[row, :, held : stretch.length] = positions[:, held:]
+        self.lengths[handle] = stretch.length
+
     def plan(self, handles: list[Hashable], counts: list[int]) -> ReadPlan:
         """Prepare one forward pass in which ``handles[i]`` reads ``counts[i]`` more tokens."""
         rows, starts = [self._row[handle] for handle in handles], [self.lengths[handle] for handle in handles]
         self._plan = ReadPlan(rows, starts, counts)
-        self._fit(self._plan)
+        self.make_room(self._plan.longest)
         self._index = None if self._plan.is_uniform and self._plan.is_contiguous else _WriteIndex(self._plan)
         return self._plan
 
@@ -113,23 +159,36 @@ class SlotCache(Cache):
 
     @property
     def capacity(self) -> tuple[int, int]:
-        """Allocated rows and positions."""
+        """Allocated rows and positions, of the layer that is allocated least."""
         return self._capacity
+
+    @property
+    def tokens_allocated(self) -> int:
+        """Rows times positions that all layers take together, on average over them; at most, while they grow."""
+        rows, positions = self._capacity
+        return rows * min(self._most, math.ceil(AHEAD * positions) + 1)
 
     @property
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
 
-    def _fit(self, plan: ReadPlan) -> None:
+    @property
+    def bytes_per_token(self) -> int:
+        """Of one position of one row, in all layers."""
+        return sum(buffer[0, :, 0].nbytes for buffer in (*self._keys, *self._values))
+
+    def make_room(self, longest: int) -> None:
+        """Decide on a capacity for all rows, one of them so long; a layer's memory follows when it is next written."""
         rows, positions = self._capacity
-        need_rows, need_positions = len(self._row), max(plan.longest, *self.lengths.values())
+        need_rows, need_positions = self._needed = len(self._row), max(longest, *self.lengths.values())
         if need_rows <= rows and need_positions <= positions:
             return
-        longest = max(need_positions, *self._promised.values())
-        positions = min(longest, max(need_positions, positions if need_positions <= positions else 2 * positions))
+        promised = max(need_positions, *self._promised.values())
+        positions = min(promised, max(need_positions, positions if need_positions <= positions else 2 * positions))
         room = self.token_limit // positions
         rows = max(need_rows, min(rows if need_rows <= rows else 2 * rows, room))
         self._capacity = (rows, positions)
+        self._most = max(positions, min(promised, self.token_limit // rows))
 
     # what transformers' models call
 
@@ -163,17 +222,32 @@ class SlotCache(Cache):
         return buffer[:, :, : plan.longest].index_select(0, self._index.rows(buffer.device))  # type: ignore[union-attr]
 
     def _buffer(self, buffers: list[Tensor], new: Tensor, layer: int) -> Tensor:
-        """The layer's rectangle, grown to the present capacity: one layer at a time, so little is held twice."""
+        """The layer's rectangle, grown if it is too small: one layer at a time, so little is held twice."""
         rows, positions = self._capacity
         _, heads, _, size = new.shape
         if layer == len(buffers):
+            self._first = positions
             buffers.append(new.new_zeros(rows, heads, positions, size))
         old = buffers[layer]
-        if (old.shape[0], old.shape[2]) != self._capacity:
-            kept_rows, kept = min(rows, old.shape[0]), min(positions, old.shape[2])
-            buffers[layer] = new.new_zeros(rows, heads, positions, size)
-            buffers[layer][:kept_rows, :, :kept] = old[:kept_rows, :, :kept]
+        if old.shape[0] < self._needed[0] or old.shape[2] < self._needed[1]:
+            buffers[layer] = new.new_zeros(rows, heads, self._positions_of(layer, len(buffers)), size)
+            for handle, row in self._row.items():
+                if row < len(old):  # what lies behind a row's length says nothing
+                    length = self.lengths[handle]
+                    buffers[layer][row, :, :length] = old[row, :, :length]
         return buffers[layer]
+
+    def _positions_of(self, layer: int, layers: int) -> int:
+        """Positions that suffice a layer for now.
+
+        Each layer doubles at lengths of its own. If all did at once, one long row among short ones would make a round
+        take as long as several: the rectangles of all of them are moved then.
+        """
+        _, needed = self._needed
+        ahead = 2 ** (layer / layers)
+        doublings = max(0, math.ceil(math.log2(needed / (self._first * ahead))))
+        positions = min(self._first * ahead * 2**doublings, self._capacity[1] * ahead)
+        return min(self._most, max(needed, math.ceil(positions)))
 
 
 class _WriteIndex:

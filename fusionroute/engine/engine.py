@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.memory import token_limit
 from fusionroute.engine.method import Method
+from fusionroute.engine.prefill import chunk_for, is_writing
 from fusionroute.engine.prompt_scoring import PromptScoring
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.scheduler import Scheduler
@@ -20,7 +21,11 @@ MAX_BATCH = 64
 
 
 def shared_scheduler(
-    methods: Iterable[Method], *, max_batch: int = MAX_BATCH, cache_limit: int | str | None = None
+    methods: Iterable[Method],
+    *,
+    max_batch: int = MAX_BATCH,
+    cache_limit: int | str | None = None,
+    prefix_reuse: bool = True,
 ) -> Scheduler:
     """One scheduler for engines over ``methods``, whose runners may be the same ones; see `Engine` for the arguments.
 
@@ -33,6 +38,7 @@ def shared_scheduler(
     for runner in runners:
         if isinstance(runner, Runner):
             runner.cache.token_limit = limit
+            runner.reuse_prefixes(prefix_reuse)
     return Scheduler(max_batch, limit // max(method.rows for method in methods))
 
 
@@ -45,9 +51,14 @@ class Engine:
         max_batch: sequences that may run at once.
         cache_limit: bytes of key-value cache per device (``"8GiB"`` works too); None derives it from free memory.
             More requests than fit wait; one that can never fit is refused at once.
-        scheduler: the one of several engines, by `shared_scheduler` over all their methods, which has set ``max_batch``
-            and ``cache_limit``. Any engine's `step` admits for all and writes its own sequences alone, so all of them
-            have to be stepped, in turn.
+        prefix_reuse: a request that begins like another, running or of late, does not have the same tokens read again:
+            each model copies what it keeps of them. False has every token read.
+        prefill_chunk: tokens of a prompt that a model reads between two rounds in which others write, so that a long
+            prompt does not stall them; None = what suits the device. More makes the prompt's own answer begin sooner.
+            `generate`, of which nobody sees a token before all have come, reads prompts whole.
+        scheduler: the one of several engines, by `shared_scheduler` over all their methods, which has set
+            ``max_batch``, ``cache_limit`` and ``prefix_reuse``. Any engine's `step` admits for all and writes its own
+            sequences alone, so all of them have to be stepped, in turn.
     """
 
     def __init__(
@@ -57,12 +68,18 @@ class Engine:
         *,
         max_batch: int = MAX_BATCH,
         cache_limit: int | str | None = None,
+        prefix_reuse: bool = True,
+        prefill_chunk: int | None = None,
         scheduler: Scheduler | None = None,
     ):
         self.method = method
         self.tokenizer = tokenizer
+        self.prefill_chunk = chunk_for(method.runners[0].device, prefill_chunk)
+        self._reads_in_parts = True
         if scheduler is None:
-            scheduler = shared_scheduler([method], max_batch=max_batch, cache_limit=cache_limit)
+            scheduler = shared_scheduler(
+                [method], max_batch=max_batch, cache_limit=cache_limit, prefix_reuse=prefix_reuse
+            )
         self.scheduler = scheduler
         self._scoring = PromptScoring(method)
 
@@ -117,12 +134,17 @@ class Engine:
     def step(self) -> list[Sequence]:
         """One round for everybody who runs; returns those whose answers ended.
 
-        Prompts whose own log-probabilities are asked for are scored a bounded part at a time, before the round.
+        Long prompts are read a bounded part at a time, before the round, and so are those whose own log-probabilities
+        are asked for.
         """
         self.scheduler.admit()
         running = self.running
-        self._scoring.advance(running)
-        if writing := [each for each in running if not each.is_finished and each not in self._scoring]:
+        watched = [each for each in self.scheduler.running if is_writing(each)]
+        chunk = self.prefill_chunk if watched and self._reads_in_parts else None
+        self._scoring.advance(running, chunk)
+        ready = [each for each in running if not each.is_finished and each not in self._scoring]
+        is_alone = all(each.owner is self for each in watched)
+        if writing := self.method.prepare(ready, chunk, is_alone=is_alone):
             self.method.step(writing)
         return self._finish(running)
 
@@ -165,9 +187,11 @@ class Engine:
         sequences = [self.sequence(ids, settings, prompt) for ids, prompt in zip(prompts, originals, strict=True)]
         for sequence in sequences:
             self.add(sequence)
+        self._reads_in_parts = False  # nobody sees a token before all have come
         try:
             return self.run(sequences, on_finish)
         finally:
+            self._reads_in_parts = True
             for sequence in sequences:
                 self._leave(sequence)
 

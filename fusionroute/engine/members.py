@@ -5,6 +5,7 @@ from collections.abc import Sequence as ListLike
 
 from fusionroute.config import nearest
 from fusionroute.engine.method import MakeRunner, Method
+from fusionroute.engine.prefill import Asked
 from fusionroute.engine.runner import AnyRunner, Runner
 from fusionroute.engine.sequence import Sequence
 from fusionroute.engine.text_reader import STRETCH, TextReader, lead_of
@@ -57,6 +58,10 @@ class OfMembers(Method):
     def admit(self, sequence: Sequence) -> None:
         for reader in self.readers:
             reader.prompt_ids(sequence)
+
+    def asked(self, sequence: Sequence) -> Asked:
+        """All of them, each with what it reads; a verifier reads its prompt ahead even if it should never be asked."""
+        return [(self.drafter, sequence), *((reader.runner, reader.view(sequence)) for reader in self.readers)]
 
     def release(self, sequence: Sequence) -> None:
         self.drafter.release(sequence)

@@ -4,12 +4,12 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence as ListLike
 
-import psutil
 import torch
 
 from fusionroute.engine.probe import bytes_per_token
 from fusionroute.engine.runner import AnyRunner, Runner
 from fusionroute.errors import SettingsError
+from fusionroute.models.size import free_bytes
 
 SHARE = 0.8  # of the free memory; the rest is for activations and for the layer that is being grown
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -28,13 +28,6 @@ def token_limit(runners: ListLike[AnyRunner], cache_limit: int | str | None = No
             per_token[runner.device] += bytes_per_token(runner.model, runner.name)
     sizes = [(limit or int(SHARE * free_bytes(device))) // size for device, size in per_token.items()]
     return min(sizes, default=2**62)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of ``device`` that is free now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def parse_bytes(size: int | str) -> int:

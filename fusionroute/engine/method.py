@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from fusionroute.config import GenerationSettings
+from fusionroute.engine.prefill import Asked, read_in_parts
 from fusionroute.engine.runner import AnyRunner, Runner
 from fusionroute.engine.sequence import Sequence
 from fusionroute.errors import SettingsError
@@ -39,8 +40,31 @@ class Method(Protocol):
     scores_prompts: bool = False
 
     def step(self, sequences: ListLike[Sequence]) -> None:
-        """Append at least one token to every sequence, through `choice.append_tokens`."""
+        """Append at least one token to every sequence, through `choice.append_tokens`.
+
+        The engine gives it those that `prepare` let through in the same round. A sequence may still sit a round out if
+        only now a model turns out to be needed that has much to read of it, as long as others write; `asked` then
+        names that model.
+        """
         ...
+
+    def prepare(self, sequences: ListLike[Sequence], chunk: int | None, *, is_alone: bool) -> list[Sequence]:
+        """Those who may write this round; the others have read a part of what they have to before they can.
+
+        Args:
+            sequences: in order of arrival, none of them finished.
+            chunk: tokens of prompts that each model may read in this round, None = as many as there are; see
+                `prefill.read_in_parts`.
+            is_alone: whether no sequences of other engines are being written.
+        """
+        return read_in_parts({sequence: self.asked(sequence) for sequence in sequences}, chunk, is_alone=is_alone)
+
+    def asked(self, sequence: Sequence) -> Asked:
+        """Models that will surely be asked for the next token of this sequence, each with the handle it reads.
+
+        They read a long prompt in parts while others write. Models left out read it at once when they are asked.
+        """
+        return [(runner, sequence) for runner in self.runners]
 
     def check(self, settings: GenerationSettings) -> None:
         """Raise `SettingsError` for settings that mean nothing here; asked before a sequence is queued."""

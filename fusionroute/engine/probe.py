@@ -75,8 +75,7 @@ def _measure(model: Any, name: str) -> int:
     _compare(model, name, cached, expected)
     if runner.cache.nbytes == 0:
         raise _unsupported(model, name, "it keeps nothing in the cache it is given")
-    rows, positions = runner.cache.capacity
-    return runner.cache.nbytes // (rows * positions)
+    return runner.cache.bytes_per_token
 
 
 def _compare(model: Any, name: str, cached: torch.Tensor, expected: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 MAX_LOGITS = 2**26  # numbers in one [sequences, tokens, vocabulary] tensor, of which a method holds a few at once
 LARGEST_VOCABULARY = 2**18  # taken for that of models whose own is not known
-STEP = PREFILL_CHUNK  # tokens of all prompts between two rounds, in which others write on
+STEP = PREFILL_CHUNK  # tokens of all prompts between two rounds, fewer where others write
 
 
 class PromptScoring:
@@ -37,8 +37,11 @@ class PromptScoring:
     def forget(self, sequence: Sequence) -> None:
         self._found.pop(sequence, None)
 
-    def advance(self, sequences: ListLike[Sequence]) -> None:
+    def advance(self, sequences: ListLike[Sequence], most: int | None = None) -> None:
         """Go on with those that ask for log-probabilities of their prompts; fills `Sequence.prompt_logprobs`.
+
+        Args:
+            most: tokens of all their prompts together; None, where nobody waits for the next round, means many.
 
         A sequence on which a model fails has ended when this returns. So have those that were scored together where
         the method raises; nobody else has been touched.
@@ -47,7 +50,7 @@ class PromptScoring:
             if _is_asking(sequence) and sequence not in self._found:
                 self._found[sequence] = [(sequence.token_ids[0], None, ())]
                 self._settle(sequence)
-        left = STEP
+        left = STEP if most is None else min(STEP, most)
         while left > 0 and self._found:
             left -= self._pass(left)
 

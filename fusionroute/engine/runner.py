@@ -10,9 +10,13 @@ from torch.nn.functional import pad
 
 from fusionroute.engine.cache import ReadPlan, SlotCache
 from fusionroute.engine.masks import ragged_masks
+from fusionroute.engine.prefixes import Prefixes, shared_beginnings
 from fusionroute.models.linear import use_fast_linears
 
-PASS_COST = 64  # padded tokens that cost about as much as one more forward pass
+# One more pass reads all weights once more; so many tokens are computed in that time. Measured on a CPU (200M
+# parameters: 16 in float32, 25 in bfloat16), by data sheet elsewhere
+CPU_BALANCE, ACCELERATOR_BALANCE = 16, 128
+LEAST_PASS = 2**25  # bytes that are read in the time that even the smallest model takes for a pass
 PREFILL_CHUNK = 2048  # tokens of one row per pass; bounds the mask and the activations of a long prompt
 
 
@@ -61,6 +65,10 @@ class Runner:
     Args:
         model: a transformers causal LM or a `Router`, in whose outputs ``logits`` (and ``route_logits``) are found.
         name: how errors and traces call it.
+
+    Attributes:
+        tokens_read, passes: so far; padding and what was copied left out.
+        tokens_reused: copied from rows that begin with the same tokens, see `reuse_prefixes`.
     """
 
     def __init__(self, model: Any, name: str):
@@ -69,12 +77,32 @@ class Runner:
         self.name = name
         self.config = model.config.get_text_config()
         self.cache = SlotCache()
-        self.tokens_read = 0
+        self.prefixes: Prefixes | None = None
+        self._weight_bytes = sum(weight.nbytes for weight in self.model.parameters())
+        self.tokens_read = self.tokens_reused = 0
         self.passes = 0
 
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def reuse_prefixes(self, is_wanted: bool) -> None:
+        """Whether sequences that join take what they have in common with others from these; see `Prefixes`."""
+        if not is_wanted:
+            self.prefixes = None
+        elif self.prefixes is None:
+            self.prefixes = Prefixes(self.cache)
+
+    @property
+    def pass_in_tokens(self) -> float:
+        """Padded tokens that cost as much as one more pass."""
+        balance = CPU_BALANCE if self.device.type == "cpu" else ACCELERATOR_BALANCE
+        return balance * max(1.0, LEAST_PASS / max(1, self._weight_bytes))
+
+    @property
+    def pass_in_positions(self) -> float:
+        """Cached positions that take as much memory as the weights, of which a pass reads every one."""
+        return max(self._weight_bytes, LEAST_PASS) / max(1, self.cache.bytes_per_token)
 
     @torch.inference_mode()
     def read(self, sequences: ListLike[Readable], last: int | ListLike[int] = 1) -> Reading:
@@ -86,12 +114,15 @@ class Runner:
             last: for all sequences, or one for each.
         """
         lasts = [last] * len(sequences) if isinstance(last, int) else list(last)
+        self._join(sequences, lasts)
         for sequence, mine in zip(sequences, lasts, strict=True):
-            if sequence not in self.cache:
-                self.cache.join(sequence, sequence.max_length)
             self.cache.cut(sequence, len(sequence) - mine)  # logits asked for again mean reading again
         self._read_long_prompts(sequences, lasts)
-        groups = split_by_width([self._missing(sequence) for sequence in sequences])
+        groups = [
+            part
+            for group in split_by_width([self.missing(sequence) for sequence in sequences], self.pass_in_tokens)
+            for part in split_by_length(group, [len(sequence) for sequence in sequences], self.pass_in_positions)
+        ]
         for group in groups:  # in the order of their rows, so that a full batch needs no gathering
             group.sort(key=lambda index: self.cache.row(sequences[index]))
         readings = [
@@ -99,8 +130,37 @@ class Runner:
             for group in groups
         ]
         reading = _in_order(_joined(readings, max(lasts)), [index for group in groups for index in group])
-        _fail_without_logits(self.name, sequences, reading.logits, lasts)
+        for failed in _fail_without_logits(self.name, sequences, reading.logits, lasts):
+            if self.prefixes is not None:
+                self.prefixes.distrust(failed)
         return reading
+
+    def missing(self, sequence: Readable) -> int:
+        """Tokens that it has not read; of a sequence that has not joined all, though it may find them elsewhere."""
+        return len(sequence) - self.cache.lengths.get(sequence, 0)
+
+    @torch.inference_mode()
+    def join(self, sequence: Readable) -> None:
+        """Give a sequence its row before it is read, with what others have read of it; a no-op if it has one."""
+        if sequence not in self.cache:
+            self.cache.join(sequence, sequence.max_length)
+            if self.prefixes is not None:
+                self.tokens_reused += self.prefixes.take(sequence, sequence.token_ids, len(sequence) - 1)
+
+    @torch.inference_mode()
+    def read_ahead(self, sequences: ListLike[Readable], counts: ListLike[int]) -> None:
+        """Read some of what was missed without asking for logits: so many tokens of each, all but the last at most."""
+        for sequence in sequences:
+            self.join(sequence)
+        left = {
+            sequence: min(count, self.missing(sequence) - 1) for sequence, count in zip(sequences, counts, strict=True)
+        }
+        while reading := [sequence for sequence, count in left.items() if count > 0]:
+            parts = [min(left[sequence], PREFILL_CHUNK) for sequence in reading]
+            for group in split_by_width(parts, self.pass_in_tokens):
+                self._forward([reading[at] for at in group], 1, counts=[parts[at] for at in group])
+            for sequence, part in zip(reading, parts, strict=True):
+                left[sequence] -= part
 
     def rollback(self, sequence: Readable, length: int) -> None:
         """Cut back to the first ``length`` tokens; a no-op where the model has read no further."""
@@ -110,18 +170,38 @@ class Runner:
     def release(self, sequence: Readable) -> None:
         """Free whatever this model keeps of the sequence."""
         if sequence in self.cache:
+            if self.prefixes is not None:
+                self.prefixes.leave(sequence)
             self.cache.leave(sequence)
+
+    def _join(self, sequences: ListLike[Readable], lasts: list[int]) -> None:
+        """Rows for who is new; what several of them begin with, one of them reads for all."""
+        new = [(each, last) for each, last in zip(sequences, lasts, strict=True) if each not in self.cache]
+        for sequence, _ in new:
+            self.cache.join(sequence, sequence.max_length)
+        if self.prefixes is None or not new:
+            return
+        most = [len(sequence) - last for sequence, last in new]  # the others are read again for their logits
+        joined = [sequence for sequence, _ in new]
+        for sequence, at_most in zip(joined, most, strict=True):
+            self.tokens_reused += self.prefixes.take(sequence, sequence.token_ids, at_most)
+        held = [self.cache.lengths[sequence] for sequence in joined]
+        ids = [sequence.token_ids for sequence in joined]
+        for shared in shared_beginnings(ids, most, held, self.pass_in_tokens):
+            leader = joined[shared.leader]
+            self.read_ahead([leader], [shared.length - self.cache.lengths[leader]])
+            for follower in shared.followers:
+                self.tokens_reused += self.prefixes.share(leader, joined[follower], shared.length)
 
     def _read_long_prompts(self, sequences: ListLike[Readable], lasts: list[int]) -> None:
         pairs = list(zip(sequences, lasts, strict=True))
-        while long := [sequence for sequence, last in pairs if self._missing(sequence) - last >= PREFILL_CHUNK]:
+        while long := [sequence for sequence, last in pairs if self.missing(sequence) - last >= PREFILL_CHUNK]:
             self._forward(long, 1, counts=[PREFILL_CHUNK] * len(long))
 
-    def _missing(self, sequence: Readable) -> int:
-        return len(sequence) - self.cache.lengths[sequence]
-
     def _forward(self, sequences: list[Readable], last: int, counts: list[int] | None = None) -> Reading:
-        plan = self.cache.plan(list(sequences), counts or [self._missing(sequence) for sequence in sequences])
+        plan = self.cache.plan(list(sequences), counts or [self.missing(sequence) for sequence in sequences])
+        if self.prefixes is not None:
+            self.prefixes.make_room()
         positions = self._positions(plan)
         output = self.model(
             input_ids=self._inputs(sequences, plan),
@@ -132,6 +212,9 @@ class Runner:
             logits_to_keep=last,
         )
         self.cache.commit(list(sequences))
+        if self.prefixes is not None:
+            for sequence, start, end in zip(sequences, plan.starts, plan.ends, strict=True):
+                self.prefixes.note(sequence, start, sequence.token_ids[start:end])
         self.tokens_read += sum(plan.counts)
         self.passes += 1
         return Reading(output.logits[:, -last:], getattr(output, "route_logits", None))
@@ -153,19 +236,31 @@ class Runner:
         return ragged_masks(self.config, positions, plan.longest, self.model.dtype)
 
 
-def split_by_width(counts: list[int]) -> list[list[int]]:
-    """Indices of rows that are read together: cut wherever that saves more padding than a pass costs."""
-    return _split(sorted(range(len(counts)), key=counts.__getitem__), counts)
+def split_by_width(counts: list[int], pass_cost: float) -> list[list[int]]:
+    """Indices of rows that are read together: cut wherever that saves more padding than a pass costs, in tokens."""
+    return _split(sorted(range(len(counts)), key=counts.__getitem__), counts, pass_cost)
 
 
-def _split(rows: list[int], counts: list[int]) -> list[list[int]]:
+def split_by_length(rows: list[int], lengths: list[int], pass_cost: float) -> list[list[int]]:
+    """Rows that are read together: attention runs over as many positions as the longest has, in every row.
+
+    Args:
+        lengths: of all rows, by their numbers.
+        pass_cost: cached positions whose keys and values take as long to read as the model's weights.
+    """
+    if len(rows) < 2:
+        return [rows]
+    return _split(sorted(rows, key=lengths.__getitem__), lengths, pass_cost)
+
+
+def _split(rows: list[int], counts: list[int], pass_cost: float) -> list[list[int]]:
     """``rows`` by ascending count; a cut spares the narrower part the padding to the widest row."""
     widest = counts[rows[-1]]
     savings = [(widest - counts[row]) * size for size, row in enumerate(rows, start=1)]
     cut = max(range(len(rows)), key=savings.__getitem__) + 1
-    if savings[cut - 1] <= PASS_COST:
+    if savings[cut - 1] <= pass_cost:
         return [rows]
-    return [*_split(rows[:cut], counts), *_split(rows[cut:], counts)]
+    return [*_split(rows[:cut], counts, pass_cost), *_split(rows[cut:], counts, pass_cost)]
 
 
 def _joined(readings: list[Reading], last: int) -> Reading:
@@ -189,14 +284,19 @@ def _in_order(reading: Reading, order: list[int]) -> Reading:
     return Reading(reading.logits[back], None if routes is None else routes[back.to(routes.device)])
 
 
-def _fail_without_logits(name: str, sequences: ListLike[Readable], logits: Tensor, lasts: list[int]) -> None:
-    """The largest logit of a sane distribution is finite: NaN and +inf win any maximum, all -inf leaves no other."""
+def _fail_without_logits(name: str, sequences: ListLike[Readable], logits: Tensor, lasts: list[int]) -> list[Readable]:
+    """Those that fail. The largest logit of a sane distribution is finite: NaN and +inf win any maximum, all -inf
+    leaves no other.
+    """
     largest = logits.amax(-1)
     if min(lasts) < logits.shape[1]:  # what lies in front of the rows asked for is padding
         asked = torch.tensor(lasts, device=logits.device)[:, None]
         is_padding = torch.arange(logits.shape[1], 0, -1, device=logits.device) > asked
         largest = largest.masked_fill(is_padding, 0)
     sane = largest.amax(1).isfinite()
-    if not bool(sane.all()):
-        for index in (~sane).nonzero().flatten().tolist():
-            sequences[index].fail(f"model {name!r} returned NaN logits after {len(sequences[index])} tokens")
+    if bool(sane.all()):
+        return []
+    failed = [sequences[index] for index in (~sane).nonzero().flatten().tolist()]
+    for sequence in failed:
+        sequence.fail(f"model {name!r} returned NaN logits after {len(sequence)} tokens")
+    return failed

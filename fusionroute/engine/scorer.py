@@ -18,6 +18,7 @@ from fusionroute.models.team import context_length
 
 UNSCORED = float("-inf")
 UNLIMITED = 2**62
+PASS_COST = 64  # tokens read again that cost about as much as one more pass, of judges of any size
 POSITIONS_TOGETHER = 2048  # logits of a whole vocabulary each; bounds what one pass of scoring takes
 
 
@@ -132,7 +133,7 @@ def _read_together(counts: list[int], lengths: list[int]) -> Iterator[list[int]]
 
     So they are cut apart wherever that costs more than a pass, or where a row has not so many tokens.
     """
-    for group in split_by_width(counts) if counts else ():
+    for group in split_by_width(counts, PASS_COST) if counts else ():
         last = counts[group[-1]]
         fitting = [row for row in group if lengths[row] > last]
         size = max(1, POSITIONS_TOGETHER // (last + 1))

@@ -126,6 +126,14 @@ class TextReader:
                     heard[at] = Heard(places, logits[row, -lasts[row] :], *(each[row][-lasts[row] :] for each in said))
         return heard
 
+    def view(self, sequence: Sequence) -> View:
+        """What it reads of the sequence; the prompt alone, if it has not read yet. Raises as `prompt_ids` does."""
+        if sequence not in self._views:
+            prompt_ids = self.prompt_ids(sequence)
+            promised = len(prompt_ids) + STRETCH * sequence.settings.max_new_tokens
+            self._views[sequence] = View(sequence, prompt_ids, min(promised, self.member.context_length))
+        return self._views[sequence]
+
     def rollback(self, sequence: Sequence, length: int) -> None:
         """There is nothing to do: the next read finds what has changed."""
 
@@ -135,13 +143,8 @@ class TextReader:
 
     def _update(self, sequence: Sequence, answer_ids: list[int]) -> bool:
         """Bring the view up to these tokens; False if they do not fit the context."""
-        limit = self.member.context_length
-        if sequence not in self._views:
-            prompt_ids = self.prompt_ids(sequence)
-            promised = len(prompt_ids) + STRETCH * sequence.settings.max_new_tokens
-            self._views[sequence] = View(sequence, prompt_ids, min(promised, limit))
-        view = self._views[sequence]
-        if view.prompt_length + len(answer_ids) > limit:
+        view = self.view(sequence)
+        if view.prompt_length + len(answer_ids) > self.member.context_length:
             return False
         self.runner.rollback(view, view.common_with(answer_ids))
         view.token_ids[view.prompt_length :] = answer_ids

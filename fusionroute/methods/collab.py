@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusionroute.engine.choice import append_tokens
 from fusionroute.engine.method import GreedyOnly, MakeRunner
+from fusionroute.engine.prefill import Asked
 from fusionroute.engine.rollout import extend, pass_on_failures, realign, release, shadow_of, unfinished
 from fusionroute.engine.runner import AnyRunner, Runner
 from fusionroute.engine.scorer import UNSCORED, MeanLogLikelihood, Scorer
@@ -64,6 +65,9 @@ class Collab(GreedyOnly):
         self.rollout = rollout
         self.rows = candidates
         self._shadows: dict[Sequence, list[Sequence]] = {}
+
+    def asked(self, sequence: Sequence) -> Asked:
+        return ()  # what is read are shadows, and their prompts at once
 
     def step(self, sequences: ListLike[Sequence]) -> None:
         best: dict[Sequence, Proposal] = {}

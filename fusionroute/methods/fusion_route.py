@@ -1,18 +1,25 @@
 """FusionRoute (arXiv 2601.05106), Eq. (1): per token, the router picks an expert and adds its own log-probabilities."""
 
 from collections.abc import Sequence as ListLike
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusionroute.engine.choice import FUSED, append_tokens, choose_tokens
 from fusionroute.engine.method import MakeRunner, Method
-from fusionroute.engine.runner import Runner
+from fusionroute.engine.prefill import Asked, too_far_behind
+from fusionroute.engine.runner import AnyRunner, Reading, Runner
 from fusionroute.engine.sequence import Sequence
-from fusionroute.models.team import TeamModels
+from fusionroute.engine.speculation import Pace, Speculation, SpeculationSettings
+from fusionroute.engine.speculation.positions import Positions, in_rows, part_of
+from fusionroute.models.team import TeamModels, context_length
 from fusionroute.models.vocabulary import ROUTER
 from fusionroute.ops.agreement import decided_by
 from fusionroute.ops.fusion import fuse
+
+DRAFT_MODEL = "draft model"  # how errors and costs call it
 
 
 class FusionRoute(Method):
@@ -21,27 +28,98 @@ class FusionRoute(Method):
     Args:
         complement: False drops the router's own log-probabilities, the paper's "without complementary logits": the
             chosen expert writes alone.
+        speculation: draft and verify; None asks the models for one token at a time. Tokens are the same.
+        draft_model: live, of the same vocabulary, where the settings let one draft.
+        pace: what is known of how drafts fare; see `engine.speculation.Pace`.
     """
 
     scores_prompts = True
 
-    def __init__(self, team: TeamModels, *, complement: bool = True, make_runner: MakeRunner = Runner):
+    def __init__(
+        self,
+        team: TeamModels,
+        *,
+        complement: bool = True,
+        speculation: SpeculationSettings | None = None,
+        draft_model: Any = None,
+        pace: Pace | None = None,
+        make_runner: MakeRunner = Runner,
+    ):
         self.complement = complement
         self.router = make_runner(team.router, ROUTER)
         self.experts = [make_runner(model, name) for name, model in team.experts.items()]
-        self.runners = (self.router, *self.experts)
+        self.speculation = Speculation.of(
+            speculation,
+            router=self.router,
+            model=None if draft_model is None else make_runner(draft_model, DRAFT_MODEL),
+            context_length=2**62 if draft_model is None else context_length(draft_model),
+            pace=pace,
+        )
+        self.runners = (self.router, *self.experts, *self.speculation.runners)
         self.eos_ids = team.eos_ids
         self.context_length = team.context_length
+        self._chunk: int | None = None  # of this round, with `_is_alone`: see `prepare`
+        self._is_alone = True
+        self._awaited: dict[Sequence, AnyRunner] = {}  # an expert that first has to read a sequence that chose it
+
+    def asked(self, sequence: Sequence) -> Asked:
+        """The router, and the expert that the sequence waits for; which one that will be, only the router knows."""
+        awaited = self._awaited.get(sequence)
+        return [(self.router, sequence), *([(awaited, sequence)] if awaited is not None else [])]
+
+    def prepare(self, sequences: ListLike[Sequence], chunk: int | None, *, is_alone: bool) -> list[Sequence]:
+        self._chunk, self._is_alone = chunk, is_alone
+        may_write = super().prepare(sequences, chunk, is_alone=is_alone)
+        for sequence in may_write:  # the router is asked again, which costs a token, and says the same
+            self._awaited.pop(sequence, None)
+        return may_write
+
+    @property
+    def drafted(self) -> int | None:
+        """Tokens that were proposed; None where nobody drafts."""
+        return None if self.speculation.drafter is None else self.speculation.drafted
+
+    @property
+    def kept(self) -> int:
+        """How many of those stand."""
+        return self.speculation.accepted
 
     def step(self, sequences: ListLike[Sequence]) -> None:
-        router_logits, weights = (each[:, -1] for each in self._ask_router(sequences, 1))
+        positions = self.speculation.begin(sequences)
+        try:
+            self._write(positions)
+        finally:
+            self.speculation.end(positions, self.runners)
+
+    def rollback(self, sequence: Sequence, length: int) -> None:
+        super().rollback(sequence, length)
+        self.speculation.rollback(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        super().release(sequence)
+        self.speculation.release(sequence)
+        self._awaited.pop(sequence, None)
+
+    def _write(self, positions: Positions) -> None:
+        """Append what is chosen behind each text, and behind each drafted token as long as that is chosen too."""
+        router_logits, weights = self._ask_router(positions)
         chosen = weights.argmax(-1)
-        expert_logits = self._ask_experts(sequences, chosen[:, None], router_logits[:, None])[:, -1]
+        if (waiting := self._waiting(positions, chosen.tolist())) is not None:
+            positions.withdraw()
+            if others := [sequence for sequence in positions.sequences if sequence not in waiting]:
+                self._write(Positions(others))
+            return
+        expert_logits = self._ask_experts(positions.sequences, positions.counts, chosen, router_logits)
         logits = fuse(router_logits, expert_logits, normalise=False) if self.complement else expert_logits
-        tokens = choose_tokens(logits, sequences)
+        tokens = choose_tokens(logits, positions.drawings)
+        rows = positions.settle(tokens.tolist())
+        positions.withdraw()
+        if len(rows) < len(tokens):
+            parts = (tokens, logits, router_logits, expert_logits, weights, chosen)
+            tokens, logits, router_logits, expert_logits, weights, chosen = (part[rows] for part in parts)
         experts = [self.experts[expert].name for expert in chosen.tolist()]
         append_tokens(
-            sequences,
+            positions.written,
             tokens,
             logits,
             experts=experts,
@@ -62,26 +140,67 @@ class FusionRoute(Method):
 
         An expert reads only the sequences that pick it somewhere.
         """
-        router_logits, weights = self._ask_router(sequences, last)
-        expert_logits = self._ask_experts(sequences, weights.argmax(-1), router_logits)
-        return fuse(router_logits, expert_logits) if self.complement else expert_logits.log_softmax(-1)
+        counts = [last] * len(sequences)
+        router_logits, weights = _weighed(in_rows(self.router.read(sequences, last), counts))
+        expert_logits = self._ask_experts(sequences, counts, weights.argmax(-1), router_logits)
+        said = fuse(router_logits, expert_logits) if self.complement else expert_logits.log_softmax(-1)
+        return said.unflatten(0, (len(sequences), last))
 
-    def _ask_router(self, sequences: ListLike[Sequence], last: int) -> tuple[Tensor, Tensor]:
-        """Logits ``[sequences, last, vocabulary]`` and routing weights ``[sequences, last, experts]``, float32."""
-        reading = self.router.read(sequences, last)
-        assert reading.route_logits is not None
-        return reading.logits.float(), reading.route_logits.softmax(-1)
+    def _waiting(self, positions: Positions, experts: list[int]) -> set[Sequence] | None:
+        """Who sits this round out because the expert of its next token has much to read of it; nobody's drafts count.
 
-    def _ask_experts(self, sequences: ListLike[Sequence], chosen: Tensor, like: Tensor) -> Tensor:
-        """Logits of each position's expert, as ``like``: ``[sequences, last, vocabulary]`` on the router's device.
+        None if all can go on: nobody's expert has, behind the text or a drafted token; or there is nobody to delay.
 
         Args:
-            chosen: which expert, ``[sequences, last]``.
+            experts: the chosen one at each row.
         """
+        if self._chunk is None:
+            return None
+        sequences, counts = positions.sequences, positions.counts
+        next_experts = [experts[row] for row in accumulate(counts[:-1], initial=0)]
+        waiting: dict[Sequence, AnyRunner] = {}
+        is_late = False
+        for expert in sorted(set(experts)):
+            readers = part_of(expert, experts, counts).readers
+            runner = self.experts[expert]
+            for late in too_far_behind(runner, [sequences[at] for at in readers], self._chunk):
+                is_late = True
+                if next_experts[readers[late]] == expert:
+                    waiting[sequences[readers[late]]] = runner
+        if not is_late or (self._is_alone and len(waiting) == len(sequences)):
+            return None
+        self._awaited |= waiting
+        return set(waiting)
+
+    def _ask_router(self, positions: Positions) -> tuple[Tensor, Tensor]:
+        """Logits ``[rows, vocabulary]`` and routing weights ``[rows, experts]``, float32."""
+        if positions.said is not None:  # it drafted
+            return _weighed(positions.said)
+        return _weighed(in_rows(self.router.read(positions.sequences, positions.counts), positions.counts))
+
+    def _ask_experts(
+        self, sequences: ListLike[Sequence], counts: ListLike[int], chosen: Tensor, like: Tensor
+    ) -> Tensor:
+        """Logits of each row's expert, as ``like``: ``[rows, vocabulary]`` on the router's device.
+
+        An expert reads a sequence that picks it somewhere, and says what it would write from the first such place on.
+
+        Args:
+            counts: rows of each sequence, the positions behind its last tokens.
+            chosen: which expert, ``[rows]``.
+        """
+        experts = chosen.tolist()
+        if len(set(experts)) == 1:
+            return in_rows(self.experts[experts[0]].read(sequences, counts), counts).logits.to(like)
         logits = torch.empty_like(like)
-        for expert in chosen.unique().tolist():
-            rows = (chosen == expert).any(-1).nonzero().flatten()
-            reading = self.experts[expert].read([sequences[row] for row in rows.tolist()], chosen.shape[1])
-            mine = (chosen[rows] == expert).unsqueeze(-1)
-            logits[rows] = torch.where(mine, reading.logits.to(like), logits[rows])
+        for expert in sorted(set(experts)):
+            part = part_of(expert, experts, counts)
+            reading = self.experts[expert].read([sequences[at] for at in part.readers], part.lasts)
+            logits[part.rows] = in_rows(reading, part.lasts).logits[part.places].to(like)
         return logits
+
+
+def _weighed(reading: Reading) -> tuple[Tensor, Tensor]:
+    """A router's logits and routing weights, float32."""
+    assert reading.route_logits is not None
+    return reading.logits.float(), reading.route_logits.softmax(-1)

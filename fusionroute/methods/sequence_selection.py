@@ -5,6 +5,7 @@ from collections.abc import Sequence as ListLike
 from typing import Any
 
 from fusionroute.engine.method import GreedyOnly, MakeRunner
+from fusionroute.engine.prefill import Asked
 from fusionroute.engine.rollout import extend, pass_on_failures, release, shadow_of, unfinished
 from fusionroute.engine.runner import AnyRunner, Runner
 from fusionroute.engine.scorer import UNSCORED, MeanLogLikelihood, Scorer
@@ -29,6 +30,9 @@ class SequenceSelection(GreedyOnly):
         self.scorer: Scorer = scorer or MeanLogLikelihood(self.experts)
         self.runners = tuple(dict.fromkeys([*self.experts, *self.scorer.runners]))
         self.context_length = min(self.context_length, self.scorer.context_length)
+
+    def asked(self, sequence: Sequence) -> Asked:
+        return ()  # what is read are shadows, and their prompts at once
 
     def step(self, sequences: ListLike[Sequence]) -> None:
         best: dict[Sequence, tuple[float, Sequence]] = {}

@@ -24,6 +24,7 @@ from fusionroute.models.loading import (
 from fusionroute.models.member import Member
 from fusionroute.models.opening import OpenedFormat
 from fusionroute.models.prompt import PromptFormat, PromptName
+from fusionroute.models.size import check_fit
 from fusionroute.models.team import check_names
 from fusionroute.models.vocabulary import Pieces, eos_ids
 
@@ -260,10 +261,13 @@ def load_members(
 ) -> list[Member]:
     """The members, weights and all, in the order of ``models``; adapters over one base share its weights.
 
-    Raises `CheckpointError` and `SettingsError` as `load_model` does, the latter before any weights are read.
+    Raises:
+        CheckpointError, SettingsError: as `load_model` does, the latter before any weights are read.
+        ModelsTooLargeError: they do not fit into what their devices have free.
     """
     for reference in models.values():
         check_place(reference, dtype=dtype, device=device)
+    check_fit(models, dtype=dtype, device=device, loaded=loaded)
     loaded = {} if loaded is None else loaded
     return [
         _member(name, load_model(reference, dtype=dtype, device=device, loaded=loaded), voices[name])

@@ -18,6 +18,7 @@ from fusionroute.models.card import model_card
 from fusionroute.models.loading import Dtype, Loaded, ModelReference, load_model, load_tokenizer, save_model
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.models.router import Router
+from fusionroute.models.size import check_fit
 from fusionroute.models.vocabulary import ROUTER, check_models, check_tokenizers, eos_ids
 from fusionroute.output import new_folder, write_json, write_text
 
@@ -187,6 +188,7 @@ class TeamModels:
             revision: of the team's own repository.
 
         Raises:
+            ModelsTooLargeError: the models do not fit into what their devices have free.
             CheckpointError, VocabularyError: as the parts do, naming the part.
         """
         folder = team_folder(folder, revision)
@@ -196,11 +198,13 @@ class TeamModels:
         if unknown:
             raise SettingsError(f"devices names {sorted(unknown)}, which the team does not have")
         loaded: Loaded = {}
+        references = expert_references(folder)
+        routers = {ROUTER: ModelReference(model=str(folder / team_file.router))}
+        check_fit({**routers, **references}, dtype=dtype, device=device, devices=devices)
         router = Router.from_pretrained(
             folder / team_file.router, dtype=dtype, device=devices.get(ROUTER, device), loaded=loaded
         )
         tokenizer = load_tokenizer(folder / team_file.router)
-        references = expert_references(folder)
         experts = {
             name: load_model(
                 reference,

@@ -33,8 +33,11 @@ class RoutedRunner(Runner):
         self.gates = gates
         self.routes = routes
 
+    def reuse_prefixes(self, is_wanted: bool) -> None:
+        """Never: what is kept of a token depends on its routing too, so equal tokens are not read alike."""
+
     def _forward(self, sequences: list[Readable], last: int, counts: list[int] | None = None) -> Reading:
-        counts = counts or [self._missing(sequence) for sequence in sequences]
+        counts = counts or [self.missing(sequence) for sequence in sequences]
         with self._forcing(sequences, counts):
             return super()._forward(sequences, last, counts)
 

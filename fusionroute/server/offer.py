@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from fusionroute.engine.engine import MAX_BATCH, Engine, shared_scheduler
 from fusionroute.engine.method import Method
 from fusionroute.engine.runner import Runner
+from fusionroute.engine.speculation import SpeculationSettings
 from fusionroute.ensemble import Ensemble
 from fusionroute.errors import SettingsError
 from fusionroute.methods import ensemble_method
 from fusionroute.methods.averaging import Averaging
-from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.methods.single import Single
 from fusionroute.models.ensemble import is_ensemble_file
 from fusionroute.models.loading import Dtype
@@ -138,30 +138,42 @@ class Offer(Mapping[str, Offered]):
         dtype: Dtype = None,
         max_batch: int = MAX_BATCH,
         cache_limit: int | str | None = None,
+        speculation: SpeculationSettings | None = None,
     ) -> Self:
         """Load a team (a folder or hub id) or an ensemble (a YAML file) and offer it.
 
         Args:
             name: as a model id; None takes the folder's or file's.
             device, dtype: for every model.
+            speculation: of a team; see `Team.generate`.
 
         Raises:
             SettingsError, CheckpointError, VocabularyError, UnsupportedModelError: as the team and the ensemble do.
         """
         limits: dict[str, Any] = {"max_batch": max_batch, "cache_limit": cache_limit}
         if is_ensemble_file(location):
+            if speculation is not None:
+                raise SettingsError("speculation is for teams, and an ensemble's drafter is its own; leave it out")
             ensemble = Ensemble.from_file(location, device=device, dtype=dtype)
             return cls.of_ensemble(ensemble, name or _as_name(Path(location).stem), **limits)
         team = Team.from_pretrained(location, device=device, dtype=dtype)
-        return cls.of_team(team, name or _as_name(Path(location).expanduser().resolve().name), **limits)
+        return cls.of_team(
+            team, name or _as_name(Path(location).expanduser().resolve().name), speculation=speculation, **limits
+        )
 
     @classmethod
     def of_team(
-        cls, team: Team, name: str, *, max_batch: int = MAX_BATCH, cache_limit: int | str | None = None
+        cls,
+        team: Team,
+        name: str,
+        *,
+        max_batch: int = MAX_BATCH,
+        cache_limit: int | str | None = None,
+        speculation: SpeculationSettings | None = None,
     ) -> Self:
         """``name`` (FusionRoute), and behind it ``/no-complement``, ``/router``, ``/average`` and each expert alone."""
         sides = Sides()
-        ways = team_ways(team, TwoSidedFormat(team.prompt_format, sides))
+        ways = team_ways(team, TwoSidedFormat(team.prompt_format, sides), speculation)
         return cls(name, ways, sides, max_batch=max_batch, cache_limit=cache_limit)
 
     @classmethod
@@ -202,7 +214,9 @@ class RunnerPool:
         self._runners[id(runner.model)] = runner
 
 
-def team_ways(team: Team, prompt_format: PromptFormat) -> dict[str, Way]:
+def team_ways(
+    team: Team, prompt_format: PromptFormat, speculation: SpeculationSettings | None = None
+) -> dict[str, Way]:
     """All ways of writing with a team, by what follows its name."""
     names, all_names = team.expert_names, ", ".join(team.expert_names)
     pool = RunnerPool()
@@ -215,13 +229,13 @@ def team_ways(team: Team, prompt_format: PromptFormat) -> dict[str, Way]:
 
     ways = {
         "": way(
-            FusionRoute(team, make_runner=pool),
+            team.method(speculation=speculation, make_runner=pool),
             names,
             names,
             f"FusionRoute: for every token the router picks one of {all_names} and adds its own log-probabilities",
         ),
         "no-complement": way(
-            FusionRoute(team, complement=False, make_runner=pool),
+            team.method(complement=False, speculation=speculation, make_runner=pool),
             names,
             names,
             f"routing only: for every token the router picks one of {all_names}, which writes it alone",

@@ -57,6 +57,7 @@ def serve(
             dtype=dtype,
             max_batch=settings.max_batch,
             cache_limit=settings.cache_limit,
+            speculation=settings.speculation,
         )
         worker = Worker(offer, settings, Metrics())
         server = make_server(create_app(worker, settings), worker, settings)

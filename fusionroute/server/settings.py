@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from fusionroute.config import Settings
 from fusionroute.engine.engine import MAX_BATCH
 from fusionroute.engine.memory import parse_bytes
+from fusionroute.engine.speculation import SpeculationSettings
 from fusionroute.errors import SettingsError
 
 KEY_VARIABLE = "FUSIONROUTE_API_KEY"
@@ -29,6 +30,13 @@ def _readable_bytes(size: Any) -> Any:
     if size is not None:
         _bytes(size)
     return size
+
+
+def _speculation(value: Any) -> Any:
+    try:
+        return SpeculationSettings.of(value)
+    except SettingsError as error:
+        raise ValueError(str(error).removeprefix("speculation: ")) from None
 
 
 def _a_list(value: Any) -> Any:
@@ -72,6 +80,7 @@ class ServerSettings(Settings):
         api_keys: all of them: given in code, by the file, and by the variable FUSIONROUTE_API_KEY; none = anybody may.
         log_prompts: whether prompts and answers stand in the log.
         playground: whether the server shows its page.
+        speculation: how a team drafts, as in `Team.generate`; None = not at all.
     """
 
     host: str = Field("127.0.0.1", min_length=1)
@@ -95,6 +104,7 @@ class ServerSettings(Settings):
     api_keys: tuple[str, ...] = Field((), repr=False, exclude=True)
     log_prompts: bool = False
     playground: bool = True
+    speculation: Annotated[SpeculationSettings | None, BeforeValidator(_speculation)] = None
 
     @model_validator(mode="before")
     @classmethod

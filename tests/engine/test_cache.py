@@ -78,3 +78,49 @@ def test_a_long_row_that_left_gives_its_room_to_many_short_ones() -> None:
     assert rows >= 8
     assert rows * positions <= 40
     assert cache._keys[0][cache.row("3"), 0, :5, 0].tolist() == [3] * 5
+
+
+def grow(cache: SlotCache, layers: int, steps: int) -> list[int]:
+    """Read one token at a time; how many layers were moved to a larger rectangle at each step."""
+    moved = []
+    for step in range(steps):
+        before = [keys.data_ptr() for keys in cache._keys]
+        cache.plan(["long"], [1])
+        new = torch.full((1, HEADS, 1, SIZE), float(step))
+        for layer in range(layers):
+            keys, _ = cache.update(new, new, layer)
+            assert keys[0, 0, :, 0].tolist() == list(range(step + 1))
+        cache.commit(["long"])
+        assert step == 0 or cache.nbytes <= cache.tokens_allocated * cache.bytes_per_token
+        moved.append(sum(old != keys.data_ptr() for old, keys in zip(before, cache._keys, strict=False)))
+    return moved
+
+
+def test_layers_grow_at_different_lengths_each_by_doubling() -> None:
+    cache = SlotCache()
+    cache.join("long", 1000)
+    moved = grow(cache, layers=8, steps=300)
+    assert max(moved[40:]) == 1, "a round that moves all layers would take as long as several"
+    assert 8 * 7 <= sum(moved) <= 8 * 9
+    assert cache.bytes_per_token == 2 * 8 * HEADS * SIZE * 4
+
+
+def test_a_row_begins_with_a_copy_of_another() -> None:
+    cache = SlotCache()
+    for handle in "ab":
+        cache.join(handle, 20)
+    read(cache, ["a"], [6], 3.0)
+    cache.put("b", cache.stretch("a", 4))
+    assert cache.lengths == {"a": 6, "b": 4}
+    kept = cache.stretch("a", 6).copy()
+    cache.leave("a")
+    keys = read(cache, ["b"], [1], 8.0)
+    assert keys[0, 0, :, 0].tolist() == [3, 3, 3, 3, 8]
+    cache.cut("b", 2)
+    cache.put("b", kept.begin(5))
+    assert cache.lengths == {"b": 5}
+    assert read(cache, ["b"], [1], 9.0)[0, 0, :, 0].tolist() == [3, 3, 3, 3, 3, 9]
+    assert (kept.length, kept.is_finite) == (6, True)
+    kept.values[-1][0, 2, 0] = float("nan")
+    assert not kept.is_finite
+    assert kept.begin(2).is_finite

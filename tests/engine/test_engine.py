@@ -8,7 +8,7 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import Engine
 from fusionroute.engine.memory import parse_bytes
 from fusionroute.engine.probe import bytes_per_token
-from fusionroute.engine.runner import split_by_width
+from fusionroute.engine.runner import split_by_length, split_by_width
 from fusionroute.errors import PromptError, RequestTooLargeError, SettingsError
 from fusionroute.methods.single import Single
 
@@ -204,12 +204,39 @@ def test_a_wrong_cache_limit_is_refused(given, team) -> None:
     ],
 )
 def test_rows_that_miss_much_more_are_read_apart(counts: list[int], groups: list[list[int]]) -> None:
-    assert split_by_width(counts) == groups
+    assert split_by_width(counts, 64) == groups
 
 
 def test_reading_apart_changes_no_token(team, monkeypatch) -> None:
     prompts = tiny.prompts(12, seed=20)
     wanted = [c.token_ids for c in team.generate(prompts, max_new_tokens=8)]
     for cost in (0, 10**9):
-        monkeypatch.setattr("fusionroute.engine.runner.PASS_COST", cost)
+        monkeypatch.setattr("fusionroute.engine.runner.Runner.pass_in_tokens", cost)
         assert [c.token_ids for c in team.generate(prompts, max_new_tokens=8, max_batch=5)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cost", "groups"),
+    [
+        ([10, 4000, 12, 9], 5000, [[3, 0, 2], [1]]),
+        ([10, 4000, 12, 9], 12000, [[0, 1, 2, 3]]),  # another pass would cost more than the padding
+        ([7], 0, [[0]]),
+    ],
+)
+def test_one_long_row_does_not_make_short_ones_attend_as_far(lengths, cost, groups) -> None:
+    found = split_by_length(list(range(len(lengths))), lengths, cost)
+    assert [sorted(group) for group in found] == [sorted(group) for group in groups]
+
+
+def test_reading_long_rows_apart_changes_no_token(team, monkeypatch) -> None:
+    prompts = [[10 + at] * (90 if at in (1, 4) else 3 + at) for at in range(6)]
+    wanted, passes = [], []
+    for cost in (10**9, 0):
+        monkeypatch.setattr("fusionroute.engine.runner.Runner.pass_in_positions", cost)
+        engine = team.engine()
+        found = engine.generate(prompts, GenerationSettings(max_new_tokens=8, ignore_eos=True))
+        wanted.append([completion.token_ids for completion in found])
+        passes.append(engine.method.runners[0].passes)
+    assert wanted[0] == wanted[1]
+    assert passes[0] == 1 + 7, "all together: of a tiny model, padding is cheaper than another pass"
+    assert passes[1] > passes[0] + 7, "each length apart, in every round"

@@ -89,7 +89,9 @@ def run_with_traffic(engine: Engine, known: Known, asked: ListLike[str], seed: i
             sequences.append(engine.submit(known.member.prompt.encode(prompt), GREEDY, prompt))
             uncut.add(sequences[-1])
         engine.step()
-        for sequence in [each for each in engine.scheduler.running if each in uncut and dice.random() < 0.3]:
+        for sequence in [
+            each for each in engine.scheduler.running if each in uncut and each.trace and dice.random() < 0.3
+        ]:
             engine.rollback(sequence, sequence.prompt_length + dice.choice(beginnings(sequence)))
             uncut.remove(sequence)
     return [sequence.completion() for sequence in sequences]

@@ -21,9 +21,10 @@ class Scripted:
         self.name, self.device, self.asked = name, CPU, []
         self.probabilities, self.routes = script["says"], script.get("routes")
 
-    def read(self, sequences, last: int = 1) -> Reading:
+    def read(self, sequences, last: list[int]) -> Reading:
         self.asked.append(list(sequences))
-        logits = torch.tensor(self.probabilities).log().expand(len(sequences), last, -1)
+        assert set(last) == {1}
+        logits = torch.tensor(self.probabilities).log().expand(len(sequences), 1, -1)
         if self.routes is None:
             return Reading(logits)
         # the prompt's first token picks the row of routing logits

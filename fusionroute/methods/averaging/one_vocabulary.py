@@ -10,6 +10,7 @@ from torch import Tensor
 from fusionroute.config import nearest
 from fusionroute.engine.choice import FUSED, append_tokens, choose_tokens
 from fusionroute.engine.method import MakeRunner, OfExperts
+from fusionroute.engine.prefill import Asked
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence
 from fusionroute.errors import SettingsError
@@ -50,14 +51,14 @@ class Averaging(OfExperts):
             )
         self.space = space
         self.weights = tuple(normalised_weights([1.0] * len(experts) if weights is None else [*weights]))
-        self.asked = [at for at, weight in enumerate(self.weights) if weight > 0]
+        self.asked_experts = [at for at, weight in enumerate(self.weights) if weight > 0]
 
     def step(self, sequences: ListLike[Sequence]) -> None:
         each = self._ask(sequences, 1)[:, :, -1]
         logits = average(each, self._asked_weights(), self.space)
         tokens = choose_tokens(logits, sequences)
         said = contributions(each, self._asked_weights())[:, torch.arange(len(sequences), device=tokens.device), tokens]
-        names = [self.experts[at].name for at in self.asked]
+        names = [self.experts[at].name for at in self.asked_experts]
         append_tokens(
             sequences,
             tokens,
@@ -67,6 +68,9 @@ class Averaging(OfExperts):
             opinions=[*zip(names, each, strict=True), (FUSED, logits)],
         )
 
+    def asked(self, sequence: Sequence) -> Asked:
+        return [(self.experts[at], sequence) for at in self.asked_experts]
+
     @torch.inference_mode()
     def log_probabilities(self, sequences: ListLike[Sequence], last: int = 1) -> Tensor:
         """The average after each of the ``last`` tokens; see `TeacherForced`."""
@@ -74,8 +78,8 @@ class Averaging(OfExperts):
 
     def _ask(self, sequences: ListLike[Sequence], last: int) -> Tensor:
         """Log P_v of every expert that counts, ``[asked, sequences, last, vocabulary]``, on the first one's device."""
-        readings = [self.experts[at].read(sequences, last).logits.float().log_softmax(-1) for at in self.asked]
+        readings = [self.experts[at].read(sequences, last).logits.float().log_softmax(-1) for at in self.asked_experts]
         return torch.stack([reading.to(readings[0].device) for reading in readings])
 
     def _asked_weights(self) -> Tensor:
-        return torch.tensor([self.weights[at] for at in self.asked])
+        return torch.tensor([self.weights[at] for at in self.asked_experts])

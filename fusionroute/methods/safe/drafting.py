@@ -80,6 +80,13 @@ class Drafting:
         self.drafted = 0
         self._drafts: dict[Sequence, Draft] = {}
 
+    def view(self, sequence: Sequence) -> View:
+        """What the drafter reads of the sequence."""
+        if sequence not in self._drafts:
+            prompt_ids = sequence.token_ids[: sequence.prompt_length]
+            self._drafts[sequence] = Draft(sequence, View(sequence, prompt_ids, sequence.max_length), self.length)
+        return self._drafts[sequence].view
+
     def draft(self, sequences: ListLike[Sequence]) -> list[Draft]:
         """One draft for each. What an earlier one has left behind is its beginning."""
         drafts, new = [self._start(sequence) for sequence in sequences], list[Proposal]()
@@ -122,13 +129,10 @@ class Drafting:
             self.runner.release(self._drafts.pop(sequence).view)
 
     def _start(self, sequence: Sequence) -> Draft:
-        if sequence not in self._drafts:
-            prompt_ids = sequence.token_ids[: sequence.prompt_length]
-            self._drafts[sequence] = Draft(sequence, View(sequence, prompt_ids, sequence.max_length), self.length)
-        draft = self._drafts[sequence]
+        view, draft = self.view(sequence), self._drafts[sequence]
         answer_ids = sequence.output_ids + draft.ids
-        self.runner.rollback(draft.view, draft.view.common_with(answer_ids))
-        draft.view.token_ids[sequence.prompt_length :] = answer_ids
+        self.runner.rollback(view, view.common_with(answer_ids))
+        view.token_ids[sequence.prompt_length :] = answer_ids
         return draft
 
     def _goes_on(self, draft: Draft) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 from fusionroute.engine.choice import logprobs
 from fusionroute.engine.members import OfMembers, Weights
 from fusionroute.engine.method import MakeRunner
+from fusionroute.engine.prefill import Asked
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Sequence, TraceRecord
 from fusionroute.engine.text_reader import Heard, lead_of
@@ -86,6 +87,9 @@ class Safe(OfMembers):
                 self._drafting.shorten(draft)
             else:
                 self._settle(draft, starts[at], heard)
+
+    def asked(self, sequence: Sequence) -> Asked:
+        return [(self.drafter, self._drafting.view(sequence)), *super().asked(sequence)[1:]]
 
     def rollback(self, sequence: Sequence, length: int) -> None:
         self._drafting.drop(sequence)

@@ -1,0 +1,37 @@
+"""``fusionroute export``: a team as one checkpoint for vLLM."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusionroute.cli import options
+from fusionroute.cli.console import quiet, stdout
+
+
+def export(
+    team: options.TeamFolder,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.", show_default=False)],
+    no_complement: Annotated[
+        bool, typer.Option("--no-complement", help="Route only: leave out the router's own say.")
+    ] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy weights that could be hard links to the originals.")
+    ] = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Write a team as one checkpoint for vLLM, which serves it beyond one machine."""
+    quiet()
+    from fusionroute.models.export import export_team
+    from fusionroute.terminal import RichProgress
+
+    console = stdout()
+    with RichProgress(console) as progress:
+        done = export_team(
+            team, output, complement=not no_complement, copy=copy, overwrite=overwrite, progress=progress
+        )
+        how = [f"{what} {', '.join(names)}" for what, names in vars(done).items() if names and what != "notes"]
+        progress.finish("; ".join(how))
+    for note in done.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    console.print(f"{output} is ready: vllm serve {output}", soft_wrap=True, markup=False)

@@ -1,0 +1,7 @@
+"""Faster than one pass per token: someone drafts a few tokens, and one pass of each model says which of them stand."""
+
+from fusionroute.engine.speculation.pace import Pace
+from fusionroute.engine.speculation.settings import SpeculationSettings
+from fusionroute.engine.speculation.speculation import Speculation, new_pace
+
+__all__ = ["Pace", "Speculation", "SpeculationSettings", "new_pace"]

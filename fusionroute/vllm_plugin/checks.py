@@ -1,0 +1,44 @@
+"""What is wrong with an exported team or with how it is to be served, told before anything is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from fusionroute.models.export_format import check_whole
+from fusionroute.vllm_plugin.config import FusionRouteConfig
+
+
+class TeamChecks(VerifyAndUpdateConfig):
+    """vLLM calls it once, in the process that was started, when all options are known."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Refuse a half-written folder and whatever the plugin cannot do. Raises `CheckpointError`, `ValueError`."""
+        model = vllm_config.model_config
+        config: FusionRouteConfig = model.hf_config
+        if vllm_config.load_config.load_format != "dummy" and Path(model.model).is_dir():
+            check_whole(model.model, config.exported.weight_files)
+        _check_stages(config, vllm_config.parallel_config.pipeline_parallel_size)
+        if getattr(vllm_config, "lora_config", None) is not None:
+            raise ValueError(
+                "a team cannot take LoRA requests: an adapter would have to name the model it changes; merge it into "
+                "that expert and export the team again"
+            )
+        speculative = getattr(vllm_config, "speculative_config", None)
+        if speculative is not None and speculative.method not in ("ngram", "suffix"):
+            raise ValueError(
+                f"a team has no hidden states that {speculative.method!r} speculation could read; use "
+                '--speculative-config \'{"method": "ngram", …}\' or none'
+            )
+
+
+def _check_stages(config: FusionRouteConfig, stages: int) -> None:
+    """Every stage of a pipeline holds layers of every model."""
+    names = ["the router", *(f"expert {expert.name!r}" for expert in config.exported.experts)]
+    for name, part in zip(names, config.parts, strict=True):
+        if part.num_hidden_layers < stages:
+            raise ValueError(
+                f"{name} has {part.num_hidden_layers} layers, too few for {stages} pipeline stages; give no more "
+                "stages than that, or --tensor-parallel-size instead"
+            )
