@@ -121,6 +121,7 @@ def _read_checkpoint(
         raise CheckpointError(_unreadable(location, error)) from error
     model, report = read
     _refuse_incomplete(location, report)
+    _keep_soft_cap(model)
     if model.dtype == torch.float16 and device.type == "cpu" and dtype is None:
         model = model.float()
     return known_by(model.to(device).eval(), location, revision)
@@ -288,6 +289,13 @@ def _is_cached(hub_id: str) -> bool:
 def _unreadable(location: str, error: Exception, what: str = "a model") -> str:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"{location} cannot be read as {what} with safetensors weights ({first_line}); fetch or save it again"
+
+
+def _keep_soft_cap(model: PreTrainedModel) -> None:
+    """Some releases of transformers read Gemma-2 with an attention that drops its soft cap without a word."""
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def _refuse_incomplete(location: str, report: dict[str, Any]) -> None:

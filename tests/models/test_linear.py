@@ -7,7 +7,7 @@ from torch import nn
 from fusionroute.engine.runner import Runner
 from fusionroute.models import linear
 from fusionroute.models.linear import WORTHWHILE, OneDnnLinear, use_fast_linears
-from tests.tiny import language_model
+from tiny import language_model
 
 pytestmark = pytest.mark.skipif(not linear._has_onednn(), reason="this machine has no oneDNN")
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Gemma2PreTrainedModel
 
 import tiny
 from fusionroute.errors import CheckpointError, SettingsError
@@ -91,3 +92,9 @@ def test_an_unknown_device_names_what_there_is(folder: Path, device: str) -> Non
 def test_an_unknown_dtype_names_the_nearest(folder: Path) -> None:
     with pytest.raises(SettingsError, match="did you mean 'bfloat16'"):
         load_model(folder, dtype="bflat16")
+
+
+def test_gemma_2_keeps_its_soft_cap_where_transformers_would_drop_it(tmp_path: Path, monkeypatch) -> None:
+    tiny.language_model("gemma2").save_pretrained(tmp_path)
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)  # as transformers 5.19 has it
+    assert load_model(tmp_path).config._attn_implementation == "eager"
