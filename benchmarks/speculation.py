@@ -76,11 +76,11 @@ class Candidate:
         drafted = self.method.drafted
         if drafted is None:
             return {"tokens": written, "passes per token": passes}
-        accepted = self.method.kept
+        kept = self.method.kept
         return {
             "tokens": written,
             "drafted per token": drafted / written,
-            "accepted share": accepted / drafted if drafted else None,
+            "accepted share": kept / drafted if drafted else None,
             "passes per token": passes,
         }
 

@@ -1,12 +1,14 @@
-"""What serving a team in vLLM costs beside one dense model of the same total size: tokens per second, many requests.
+"""What serving a team in vLLM costs beside one dense model of the same work: tokens per second, many requests.
 
     .venv-vllm/bin/python benchmarks/vllm_speed.py --output benchmarks/results/vllm_speed.json
     python benchmarks/vllm_speed.py --render benchmarks/results/vllm_speed.json
 
-Random Llamas: a router and three experts through the plugin, against a single model with as many parameters as all four
-together. Every model of the team reads every token there, so the two do about the same work; what differs is that it is
-done in four smaller models, and that two LM heads are read for each token. Each engine lives in a process of its own;
-they take turns, and a ratio is that of one round.
+Random Llamas: a router and three experts through the plugin, against a single model of twice their width and equal
+depth. Every model of the team reads every token there and two LM heads are read, so the matrices of both multiply the
+same numbers for each token that is written; what the team has besides, embeddings that are looked up and heads of
+experts that are not asked, makes it a little larger. (Attention itself costs four models twice what it costs one.) The
+sizes and the multiply-adds stand beside the result. Each engine lives in a process of its own; they take turns, and a
+ratio is that of one round.
 """
 
 import argparse
@@ -28,18 +30,18 @@ from fusionroute import Router
 from fusionroute.models.export import export_team
 from fusionroute.models.team import TeamModels
 
-# One model of the team, and the dense one that has the parameters of four of them
+# One model of the team, and the dense one, of twice its width: layers of four times and a head of twice as many weights
 SIZES: Mapping[str, Mapping[str, Mapping[str, int]]] = {
     "200m": {
-        "one": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "num_attention_heads": 8},
-        "dense": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 11, "num_attention_heads": 16},
+        "one": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 14, "num_attention_heads": 8},
+        "dense": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 14, "num_attention_heads": 16},
     },
     "tiny": {
         "one": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
         "dense": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
     },
 }
-VOCABULARIES = {"200m": 32000, "tiny": 512}
+VOCABULARIES = {"200m": 8192, "tiny": 512}
 EXPERTS, CONTEXT, PROMPT = 3, 512, 32
 
 
@@ -56,8 +58,8 @@ def llama(size: str, kind: str, seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def save_models(size: str, folder: Path) -> dict[str, int]:
-    """An exported team and a dense model below ``folder``; parameters of both."""
+def save_models(size: str, folder: Path) -> dict[str, dict[str, int]]:
+    """An exported team and a dense model below ``folder``; parameters and multiply-adds of both."""
     lm, *experts = (llama(size, "one", seed) for seed in range(EXPERTS + 1))
     named = {f"expert{at}": expert for at, expert in enumerate(experts)}
     torch.manual_seed(7)
@@ -68,10 +70,24 @@ def save_models(size: str, folder: Path) -> dict[str, int]:
     dense = llama(size, "dense", 0)
     dense.save_pretrained(folder / "dense")
     tokenizer().save_pretrained(folder / "dense")
-    return {
-        "team": sum(weight.numel() for model in (router, *experts) for weight in model.parameters()),
-        "dense": sum(weight.numel() for weight in dense.parameters()),
+    layers = {"team": sum(map(in_layers, (lm, *experts))), "dense": in_layers(dense)}
+    heads = {
+        "team": 2 * lm.lm_head.weight.numel() + router.route_head.weight.numel(),
+        "dense": dense.lm_head.weight.numel(),
     }
+    return {
+        "parameters": {"team": sum(map(in_all, (router, *experts))), "dense": in_all(dense)},
+        "multiply-adds": {kind: layers[kind] + heads[kind] for kind in layers},
+    }
+
+
+def in_all(model: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def in_layers(lm: LlamaForCausalLM) -> int:
+    """Weights of the matrices that every token is multiplied by: the multiply-adds of one token, without attention."""
+    return sum(weight.numel() for weight in lm.model.layers.parameters() if weight.dim() == 2)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -126,8 +142,8 @@ def serve(folder: str, options: argparse.Namespace, pipe: Connection) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as parent:
-        parameters = save_models(options.size, Path(parent))
-        served = {kind: Served(Path(parent) / kind, options) for kind in parameters}
+        work = save_models(options.size, Path(parent))
+        served = {kind: Served(Path(parent) / kind, options) for kind in work["parameters"]}
         seconds = alternate(dict(served), options.rounds)
         for each in served.values():
             each.close()
@@ -136,7 +152,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     what = {name: getattr(options, name) for name in ("size", "dtype", "compile", "requests", "new", "rounds")}
     return {
         **record(),
-        "what": {**what, "prompt": PROMPT, "experts": EXPERTS, "vllm": vllm_version(), "parameters": parameters},
+        "what": {**what, "prompt": PROMPT, "experts": EXPERTS, "vllm": vllm_version(), **work},
+        "team / dense, multiply-adds for a token": work["multiply-adds"]["team"] / work["multiply-adds"]["dense"],
+        "team / dense, parameters": work["parameters"]["team"] / work["parameters"]["dense"],
         "team / dense": ratio(per_second["team"], per_second["dense"]),
         "tokens/s": {kind: ratio(values, [1.0] * len(values)) for kind, values in per_second.items()},
     }
@@ -150,7 +168,11 @@ def vllm_version() -> str:
 
 def render(results: dict[str, Any]) -> str:
     rows = [
-        ("throughput, team in the plugin / dense model of its total size", with_spread(results["team / dense"])),
+        ("throughput, team in the plugin / dense model of equal work", with_spread(results["team / dense"])),
+        *(
+            (f"{what}, team / dense", f"{results[f'team / dense, {what}']:.2f}")
+            for what in ("multiply-adds for a token", "parameters")
+        ),
         *((f"tokens/s, {kind}", with_spread(values, 0)) for kind, values in results["tokens/s"].items()),
     ]
     what = results["what"]

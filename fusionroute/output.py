@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fusionroute.errors import OutputExistsError
+from fusionroute.errors import OutputExistsError, SettingsError
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the temporary names below
 
@@ -19,19 +19,42 @@ LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the temporary names below
 def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends well, and is removed when it does not.
 
+    Of a symbolic link, what it leads to is written; the link stays.
+
     Raises:
         OutputExistsError: ``path`` exists, is not an empty folder, and ``overwrite`` is False.
+        SettingsError: nothing can be written there, or it is, or holds, the current folder.
     """
-    path = Path(path)
-    refuse_existing(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
+    with _told_as_setting(path):
+        refuse_existing(path, overwrite=overwrite)
+        target = Path(path).resolve()
+        _refuse_current(path, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary.mkdir()
     try:
         yield temporary
-        _replace_folder(temporary, path)
+        with _told_as_setting(path):
+            _replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _told_as_setting(path: str | Path) -> Iterator[None]:
+    """What the system says of a place that cannot be written, as one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter is pathlib's for links that lead in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"{path} cannot be written ({reason}); choose another output folder") from error
+
+
+def _refuse_current(path: str | Path, target: Path) -> None:
+    """The folder is swapped for a new one, which would leave whoever stands in it nowhere."""
+    current = Path.cwd()
+    if current == target or target in current.parents:
+        raise SettingsError(f"{path} is, or holds, the current folder, which would be replaced; give a folder below it")
 
 
 def refuse_existing(path: str | Path, *, overwrite: bool = False) -> None:

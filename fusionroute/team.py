@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as ListLike
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fusionroute import answering
 from fusionroute.answering import StreamedToken
@@ -14,13 +14,13 @@ from fusionroute.engine.method import MakeRunner
 from fusionroute.engine.probe import bytes_per_token
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.sequence import Completion, Sequence
-from fusionroute.engine.speculation import Pace, SpeculationSettings, new_pace
+from fusionroute.engine.speculation import Pace, SpeculationSettings, about_draft_model, new_pace
 from fusionroute.errors import VocabularyError
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.models.loading import ModelReference, load_model, load_tokenizer
 from fusionroute.models.prompt import Prompt
 from fusionroute.models.team import TeamModels
-from fusionroute.models.vocabulary import check_models, check_tokenizers
+from fusionroute.models.vocabulary import check_tokenizers
 
 Speculating = str | Mapping[str, Any] | SpeculationSettings | None
 
@@ -38,7 +38,7 @@ class Team(TeamModels):
         super().__init__(*args, **kwargs)
         for name, model in self.models.items():
             bytes_per_token(model, name)
-        self._paces: dict[SpeculationSettings, Pace] = {}
+        self._paces: dict[tuple[SpeculationSettings, bool], Pace] = {}  # by whether the complement counts, too
         self._draft_models: dict[ModelReference, PreTrainedModel] = {}
 
     def engine(
@@ -48,11 +48,23 @@ class Team(TeamModels):
         speculation: Speculating = None,
         max_batch: int = MAX_BATCH,
         cache_limit: int | str | None = None,
+        prefix_reuse: bool = True,
+        prefill_chunk: int | None = None,
     ) -> Engine:
-        """An engine over this team, for callers that submit and step themselves; options as in `generate`."""
+        """An engine over this team, for callers that submit and step themselves; options as in `generate`.
+
+        Args:
+            prefix_reuse, prefill_chunk: see `Engine`.
+        """
         answering.check_batch(max_batch)
-        method = self.method(complement=complement, speculation=speculation)
-        return Engine(method, self.tokenizer, max_batch=max_batch, cache_limit=cache_limit)
+        return Engine(
+            self.method(complement=complement, speculation=speculation),
+            self.tokenizer,
+            max_batch=max_batch,
+            cache_limit=cache_limit,
+            prefix_reuse=prefix_reuse,
+            prefill_chunk=prefill_chunk,
+        )
 
     def method(
         self, *, complement: bool = True, speculation: Speculating = None, make_runner: MakeRunner = Runner
@@ -65,14 +77,12 @@ class Team(TeamModels):
         settings = SpeculationSettings.of(speculation)
         if settings is None:
             return FusionRoute(self, complement=complement, make_runner=make_runner)
-        if settings not in self._paces:
-            self._paces[settings] = new_pace(settings)
         return FusionRoute(
             self,
             complement=complement,
             speculation=settings,
             draft_model=None if settings.model is None else self._draft_model(settings.model),
-            pace=self._paces[settings],
+            pace=self._paces.setdefault((settings, complement), new_pace(settings)),
             make_runner=make_runner,
         )
 
@@ -103,7 +113,8 @@ class Team(TeamModels):
         Raises:
             SettingsError: an unknown option or a value out of range.
             PromptError: an empty prompt, or one that does not fit the smallest context.
-            CheckpointError, VocabularyError: a draft model that cannot be loaded, or has another vocabulary.
+            CheckpointError, VocabularyError, UnsupportedModelError: a draft model that cannot be loaded, has another
+                vocabulary, or cannot be cut back.
             RequestTooLargeError: a request that could never fit ``cache_limit``.
         """
         parsed = GenerationSettings.parse(settings)
@@ -135,16 +146,22 @@ class Team(TeamModels):
         return answering.stream(engine, self.prompt_format, prompt, parsed)
 
     def _draft_model(self, reference: ModelReference) -> PreTrainedModel:
-        """Loaded once, on the router's device and in its dtype unless the reference says otherwise."""
+        """Loaded once, on the router's device and in its dtype unless the reference says otherwise.
+
+        Its own vocabulary may be padded to another size: ids that stand for no token are neither drafted nor read.
+        """
         if reference not in self._draft_models:
-            name = reference.model
-            try:
-                check_tokenizers(self.tokenizer, {name: load_tokenizer(reference)})
+            with about_draft_model():
+                tokenizer = load_tokenizer(reference)
+                self._check_drafting(tokenizer, reference.model)
                 model = load_model(reference, dtype=self.router.dtype, device=self.router.device)
-                check_models(self.router.lm, {name: model})
-            except VocabularyError as error:
-                told = str(error).replace(f"expert {name!r}", f"the draft model {name!r}")
-                raise VocabularyError(f"speculation: {told}") from None
-            bytes_per_token(model, name)
+                bytes_per_token(model, reference.model)
             self._draft_models[reference] = model
         return self._draft_models[reference]
+
+    def _check_drafting(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        """Insist on the same tokens by the same ids. Raises `VocabularyError`."""
+        try:
+            check_tokenizers(self.tokenizer, {name: tokenizer})
+        except VocabularyError as error:
+            raise VocabularyError(str(error).replace(f"expert {name!r}", repr(name))) from None

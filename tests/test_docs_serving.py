@@ -66,7 +66,11 @@ def test_every_setting_stands_in_the_table_with_its_default() -> None:
     assert set(rows) <= set(parameters)
     fields = ServerSettings.model_fields
     of_rows = {parameters[name] for name in rows}
-    by_another_name = {"playground": "--no-playground", "allowed_hosts": "--allowed-host"}
+    by_another_name = {
+        "playground": "--no-playground",
+        "allowed_hosts": "--allowed-host",
+        "prefix_reuse": "--no-prefix-reuse",
+    }
     for name in fields:
         if name == "api_keys":  # never on the command line
             assert "FUSIONROUTE_API_KEY" in TEXT

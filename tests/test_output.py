@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionroute.errors import OutputExistsError
+from fusionroute.errors import OutputExistsError, SettingsError
 from fusionroute.output import clear_leftovers, is_empty, new_folder, refuse_existing, write_json, write_text
 
 
@@ -71,3 +71,37 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="no space"):
         write_text(tmp_path / "a.txt", "text")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_current_folder_is_not_swapped_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "project" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for path in (".", "..", here, "../../project"):
+        with pytest.raises(SettingsError, match="is, or holds, the current folder"), new_folder(path, overwrite=True):
+            pass
+    with new_folder("../new") as folder:
+        (folder / "whole").write_text("x")
+    assert (tmp_path / "project" / "new" / "whole").is_file()
+    assert Path.cwd().samefile(here)
+
+
+def test_a_link_stays_and_leads_to_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    (tmp_path / "disk" / "run" / "old").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")
+    with new_folder(tmp_path / "link", overwrite=True) as folder:
+        (folder / "new").write_text("x")
+    assert (tmp_path / "link").is_symlink()
+    assert [item.name for item in (tmp_path / "disk" / "run").iterdir()] == ["new"]
+    assert [item.name for item in (tmp_path / "disk").iterdir()] == ["run"]
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for path in (tmp_path / "file" / "run", tmp_path / "circle" / "run", Path("/proc/run")):
+        with pytest.raises(SettingsError, match=r"cannot be written \(.*\); choose another") as told, new_folder(path):
+            pass
+        assert "\n" not in str(told.value)
+    assert (tmp_path / "file").read_text() == "x"

@@ -97,3 +97,12 @@ def test_one_bad_prompt_stops_the_call_before_any_work(team: Team) -> None:
         team.generate(["fine", ""])
     with pytest.raises(PromptError, match="smallest context"):
         team.stream("x" * 200)
+
+
+def test_an_engine_reads_as_it_is_told(team: Team) -> None:
+    engine = team.engine(prefix_reuse=False, prefill_chunk=7)
+    assert engine.prefill_chunk == 7
+    assert {runner.prefixes for runner in engine.method.runners} == {None}
+    assert all(runner.prefixes is not None for runner in team.engine().method.runners)
+    with pytest.raises(SettingsError, match="prefill_chunk is a number of tokens"):
+        team.engine(prefill_chunk=0)

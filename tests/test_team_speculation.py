@@ -73,6 +73,7 @@ def test_what_one_call_learns_the_next_one_knows(team: Team) -> None:
     first, second = (team.method(speculation="ngram").speculation.pace for _ in range(2))
     assert first is second
     assert team.method(speculation={"drafter": "ngram", "max_draft": 5}).speculation.pace is not first
+    assert team.method(speculation="ngram", complement=False).speculation.pace is not first, "experts alone choose else"
 
 
 def test_a_draft_model_takes_its_share_of_the_memory(team: Team, small: str) -> None:
@@ -81,9 +82,19 @@ def test_a_draft_model_takes_its_share_of_the_memory(team: Team, small: str) -> 
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused_by_name(team: Team, tmp_path: Path) -> None:
-    folder = save(tmp_path / "stranger", vocab_size=tiny.VOCABULARY + 7)
-    with pytest.raises(VocabularyError, match=f"the draft model '{folder}' has a vocabulary of 268"):
+    folder = save(tmp_path / "stranger")
+    stranger = tiny.tokenizer()
+    stranger.add_tokens(["one more"])
+    stranger.save_pretrained(folder)
+    with pytest.raises(VocabularyError, match=f"draft model: the tokenizer of '{folder}' differs from the team's in 1"):
         team.engine(speculation=folder)
+
+
+def test_a_draft_model_that_is_padded_to_another_size_may_draft(team: Team, tmp_path: Path) -> None:
+    folder = save(tmp_path / "padded", vocab_size=tiny.VOCABULARY + 7)
+    (wanted,) = team.generate([PROMPT], **OPTIONS)
+    settings = {"drafter": "model", "model": folder, "adaptive": False}
+    assert team.generate([PROMPT], speculation=settings, **OPTIONS)[0].token_ids == wanted.token_ids
 
 
 def test_what_cannot_draft_is_refused(team: Team, tmp_path: Path) -> None:
@@ -91,7 +102,7 @@ def test_what_cannot_draft_is_refused(team: Team, tmp_path: Path) -> None:
         team.generate([PROMPT], speculation={"drafter": "router", "max_draft": 0})
     with pytest.raises(SettingsError, match="did you mean 'ngram'"):
         team.generate([PROMPT], speculation="ngrams")
-    with pytest.raises(CheckpointError, match="nowhere"):
+    with pytest.raises(CheckpointError, match=r"^draft model: no model at .*nowhere"):
         team.generate([PROMPT], speculation=str(tmp_path / "nowhere"))
 
 
@@ -117,6 +128,14 @@ def test_the_command_line_drafts_and_says_what_it_cost(saved: str, small: str) -
         assert 0 <= cost["kept"] <= cost["drafted"]
         assert set(cost["passes"]) == set(cost["tokens_read"]) >= {"router", "math", "code", "chat"}
         assert ("draft model" in cost["passes"]) == (drafter == small)
+
+
+def test_a_draft_model_is_looked_for_before_the_team_is_loaded(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    result = cli("generate", str(tmp_path / "no team either"), PROMPT, "--speculation", nowhere)
+    assert f"draft model: no model at '{nowhere}'" in str(result.exception or "") + result.output
+    with pytest.raises(CheckpointError, match="draft model: no model at"):
+        Offer.open(tmp_path / "no team either", speculation=SpeculationSettings(drafter="model", model=nowhere))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Teams that are hard on an export: several families, sizes and windows, and names that hold numbers."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny
 from fusionroute import Router, Team
@@ -65,3 +67,16 @@ def exported(team: Team, folder: Path, **options: Any) -> Path:
     team.save_pretrained(folder / "team", save_experts=True)
     export_team(folder / "team", folder / "exported", **options)
     return folder / "exported"
+
+
+def shards_of_one_name(model: Path) -> None:
+    """The weights of a saved model in two files of one name, told apart by their folders."""
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    places = {name: f"{'ab'[at % 2]}/model.safetensors" for at, name in enumerate(sorted(weights))}
+    places["model.norm.weight"] = "b/model.safetensors"
+    for shard in set(places.values()):
+        (model / shard).parent.mkdir()
+        save_file({name: weights[name] for name, place in places.items() if place == shard}, model / shard)
+    index = {"metadata": {}, "weight_map": places}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -21,13 +21,23 @@ def follows(*table: int, certainty: float = SURE) -> list[list[float]]:
 CYCLE = (B, C, A, A)  # a b c a b c …
 
 
-def team(router: list[list[float]], *experts: list[list[float]], eos: frozenset[int] = frozenset()) -> Any:
+def long(table: list[list[float]], length: int = 8192) -> Any:
+    """A model of such a context."""
+    return tiny_scripted.bigram(table, max_position_embeddings=length)
+
+
+def team(
+    router: list[list[float]],
+    *experts: list[list[float]],
+    eos: frozenset[int] = frozenset(),
+    context_length: int = 64,
+) -> Any:
     """The last token picks the expert: the first for `A`, the second for `B`, and so on, round about."""
-    lm = tiny_scripted.bigram(router)
+    lm = long(router, context_length)
     routing = Router(lm, len(experts)).eval()
     with torch.no_grad():
         routing.route_head.weight.zero_()
         for token in range(len(router)):
             routing.route_head.weight[token % len(experts), token] = 9.0
-    models = {f"expert{at}": tiny_scripted.bigram(table) for at, table in enumerate(experts)}
-    return SimpleNamespace(router=routing, experts=models, eos_ids=eos, context_length=64)
+    models = {f"expert{at}": long(table, context_length) for at, table in enumerate(experts)}
+    return SimpleNamespace(router=routing, experts=models, eos_ids=eos, context_length=context_length)

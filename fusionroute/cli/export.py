@@ -30,8 +30,9 @@ def export(
         done = export_team(
             team, output, complement=not no_complement, copy=copy, overwrite=overwrite, progress=progress
         )
-        how = [f"{what} {', '.join(names)}" for what, names in vars(done).items() if names and what != "notes"]
+        ways = {"linked": done.linked, "copied": done.copied, "merged": done.merged}
+        how = [f"{what} {', '.join(names)}" for what, names in ways.items() if names]
         progress.finish("; ".join(how))
     for note in done.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
-    console.print(f"{output} is ready: vllm serve {output}", soft_wrap=True, markup=False)
+    console.print(f"{output} is ready: {done.serve(output)}", soft_wrap=True, markup=False)

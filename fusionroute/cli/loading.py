@@ -74,7 +74,9 @@ def speculation_options(drafter: str | None, max_draft: int | None) -> "Speculat
     quiet()
     from fusionroute.engine.speculation import SpeculationSettings
 
-    return SpeculationSettings.named(drafter, **({} if max_draft is None else {"max_draft": max_draft}))
+    settings = SpeculationSettings.named(drafter, **({} if max_draft is None else {"max_draft": max_draft}))
+    settings.require_model()
+    return settings
 
 
 def batching(*, complement: bool, speculation: "SpeculationSettings | None" = None, **options: Any) -> dict[str, Any]:

@@ -79,7 +79,7 @@ Speculation = Annotated[
 ]
 MaxDraft = Annotated[
     int | None,
-    typer.Option("--max-draft", help="With --speculation: most tokens of a draft.", rich_help_panel=GENERATION),
+    typer.Option("--max-draft", help="With --speculation: most tokens drafted, 1 to 64.", rich_help_panel=GENERATION),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="Such as cuda:0; else the best there is.", rich_help_panel=MACHINE)

@@ -42,6 +42,17 @@ def serve(
     max_waiting: Annotated[int | None, _limit("Answers that may wait; else 256.")] = None,
     max_new_tokens: Annotated[int | None, _limit("Longest answer; else 4096 tokens.")] = None,
     max_prompt_tokens: Annotated[int | None, _limit("Longest prompt; else the context.")] = None,
+    prefill_chunk: Annotated[
+        int | None, _limit("Tokens of a prompt read between two tokens of running answers; else what suits the device.")
+    ] = None,
+    no_prefix_reuse: Annotated[
+        bool,
+        typer.Option(
+            "--no-prefix-reuse",
+            help="Read every prompt whole, also what another began with: response times then tell nothing of others.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = False,
     max_n: Annotated[int | None, _limit("Answers to one prompt; else 16.")] = None,
     time_limit: Annotated[float | None, _limit("Seconds for one request; else 600.")] = None,
     max_body: Annotated[str | None, _limit("Size of one request; else 4MiB.")] = None,
@@ -94,6 +105,7 @@ def serve(
         "time_limit": time_limit, "max_body": max_body, "body_timeout": body_timeout, "send_timeout": send_timeout,
         "max_connections": max_connections, "api_key_file": api_key_file, "cors": cors, "cache_limit": cache_limit,
         "log_prompts": log_prompts, "playground": not no_playground, "allowed_hosts": allowed_host,
+        "prefill_chunk": prefill_chunk, "prefix_reuse": not no_prefix_reuse,
         "speculation": speculation_options(speculation, max_draft),
     }  # fmt: skip
     settings = ServerSettings.parse({option: value for option, value in said.items() if value is not None})

@@ -4,16 +4,13 @@ Letters in shapes: B rows read in this pass, T new tokens (the widest row's), L 
 Knows nothing about sequences: rows belong to whatever handles their owner uses.
 """
 
-import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
-
-AHEAD = 1.45  # what layers take beyond the capacity, on average: the mean of 2**x between 0 and 1
 
 
 @dataclass
@@ -76,6 +73,9 @@ class SlotCache(Cache):
     Memory is one rectangle ``[rows, H, positions, D]`` per layer for keys and one for values. They grow by doubling,
     rows times positions never beyond ``token_limit``, provided that rows times the longest promised length fits it:
     whoever lets handles join sees to that.
+
+    Attributes:
+        before_growth: told how many tokens the rectangle is about to have, so that others give way in time.
     """
 
     def __init__(self, token_limit: int = 2**62):
@@ -86,10 +86,10 @@ class SlotCache(Cache):
         self._promised: dict[Hashable, int] = {}
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._capacity = self._needed = (0, 0)  # rows, positions
-        self._first = 1  # positions of the first allocation
-        self._most = 0  # positions that any layer may take
+        self._capacity = (0, 0)  # rows, positions
+        self._measured = (0, 0)  # buffers, bytes of one position of one row in them
         self._plan: ReadPlan | None = None
+        self.before_growth: Callable[[int], None] | None = None
 
     def row(self, handle: Hashable) -> int:
         return self._row[handle]
@@ -138,8 +138,8 @@ class SlotCache(Cache):
         self.make_room(stretch.length)
         row, held = self._row[handle], self.lengths[handle]
         for buffers, layers in ((self._keys, stretch.keys), (self._values, stretch.values)):
-            for layer, positions in enumerate(layers):
-                self._buffer(buffers, positions[None], layer)[row, :, held : stretch.length] = positions[:, held:]
+            for buffer, positions in zip(buffers, layers, strict=True):
+                buffer[row, :, held : stretch.length] = positions[:, held:]
         self.lengths[handle] = stretch.length
 
     def plan(self, handles: list[Hashable], counts: list[int]) -> ReadPlan:
@@ -159,14 +159,8 @@ class SlotCache(Cache):
 
     @property
     def capacity(self) -> tuple[int, int]:
-        """Allocated rows and positions, of the layer that is allocated least."""
+        """Rows and positions of every layer's rectangle."""
         return self._capacity
-
-    @property
-    def tokens_allocated(self) -> int:
-        """Rows times positions that all layers take together, on average over them; at most, while they grow."""
-        rows, positions = self._capacity
-        return rows * min(self._most, math.ceil(AHEAD * positions) + 1)
 
     @property
     def nbytes(self) -> int:
@@ -175,20 +169,28 @@ class SlotCache(Cache):
     @property
     def bytes_per_token(self) -> int:
         """Of one position of one row, in all layers."""
-        return sum(buffer[0, :, 0].nbytes for buffer in (*self._keys, *self._values))
+        buffers = len(self._keys) + len(self._values)
+        if self._measured[0] != buffers:
+            self._measured = (buffers, sum(each[0, :, 0].nbytes for each in (*self._keys, *self._values)))
+        return self._measured[1]
 
     def make_room(self, longest: int) -> None:
-        """Decide on a capacity for all rows, one of them so long; a layer's memory follows when it is next written."""
+        """Have room for all rows, one of them so long; one layer after another, so that little is held twice."""
         rows, positions = self._capacity
-        need_rows, need_positions = self._needed = len(self._row), max(longest, *self.lengths.values())
+        need_rows, need_positions = len(self._row), max(longest, *self.lengths.values())
         if need_rows <= rows and need_positions <= positions:
             return
         promised = max(need_positions, *self._promised.values())
         positions = min(promised, max(need_positions, positions if need_positions <= positions else 2 * positions))
         room = self.token_limit // positions
         rows = max(need_rows, min(rows if need_rows <= rows else 2 * rows, room))
+        if self.before_growth is not None:
+            self.before_growth(rows * positions)
+        self._capacity = (0, 0)  # whoever runs out of memory halfway begins anew
+        for buffers in (self._keys, self._values):
+            for layer, old in enumerate(buffers):
+                buffers[layer] = self._moved(old, rows, positions)
         self._capacity = (rows, positions)
-        self._most = max(positions, min(promised, self.token_limit // rows))
 
     # what transformers' models call
 
@@ -222,32 +224,20 @@ class SlotCache(Cache):
         return buffer[:, :, : plan.longest].index_select(0, self._index.rows(buffer.device))  # type: ignore[union-attr]
 
     def _buffer(self, buffers: list[Tensor], new: Tensor, layer: int) -> Tensor:
-        """The layer's rectangle, grown if it is too small: one layer at a time, so little is held twice."""
-        rows, positions = self._capacity
-        _, heads, _, size = new.shape
+        """The layer's rectangle, made when it is first written."""
         if layer == len(buffers):
-            self._first = positions
-            buffers.append(new.new_zeros(rows, heads, positions, size))
-        old = buffers[layer]
-        if old.shape[0] < self._needed[0] or old.shape[2] < self._needed[1]:
-            buffers[layer] = new.new_zeros(rows, heads, self._positions_of(layer, len(buffers)), size)
-            for handle, row in self._row.items():
-                if row < len(old):  # what lies behind a row's length says nothing
-                    length = self.lengths[handle]
-                    buffers[layer][row, :, :length] = old[row, :, :length]
+            rows, positions = self._capacity
+            buffers.append(new.new_zeros(rows, new.shape[1], positions, new.shape[3]))
         return buffers[layer]
 
-    def _positions_of(self, layer: int, layers: int) -> int:
-        """Positions that suffice a layer for now.
-
-        Each layer doubles at lengths of its own. If all did at once, one long row among short ones would make a round
-        take as long as several: the rectangles of all of them are moved then.
-        """
-        _, needed = self._needed
-        ahead = 2 ** (layer / layers)
-        doublings = max(0, math.ceil(math.log2(needed / (self._first * ahead))))
-        positions = min(self._first * ahead * 2**doublings, self._capacity[1] * ahead)
-        return min(self._most, max(needed, math.ceil(positions)))
+    def _moved(self, old: Tensor, rows: int, positions: int) -> Tensor:
+        """What rows hold, in a larger rectangle; what lies behind a row's length says nothing."""
+        new = old.new_zeros(rows, old.shape[1], positions, old.shape[3])
+        for handle, row in self._row.items():
+            length = self.lengths[handle]
+            if length:
+                new[row, :, :length] = old[row, :, :length]
+        return new
 
 
 class _WriteIndex:

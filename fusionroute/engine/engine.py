@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.memory import token_limit
 from fusionroute.engine.method import Method
-from fusionroute.engine.prefill import chunk_for, is_writing
+from fusionroute.engine.prefill import Budget, chunk_for, is_writing
 from fusionroute.engine.prompt_scoring import PromptScoring
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.scheduler import Scheduler
@@ -52,7 +52,9 @@ class Engine:
         cache_limit: bytes of key-value cache per device (``"8GiB"`` works too); None derives it from free memory.
             More requests than fit wait; one that can never fit is refused at once.
         prefix_reuse: a request that begins like another, running or of late, does not have the same tokens read again:
-            each model copies what it keeps of them. False has every token read.
+            each model copies what it keeps of them. What is copied was computed in passes of other shapes, so in
+            bfloat16 near ties may fall otherwise than without; and whoever shares a server can tell by response times
+            whether others began alike. False has every token read.
         prefill_chunk: tokens of a prompt that a model reads between two rounds in which others write, so that a long
             prompt does not stall them; None = what suits the device. More makes the prompt's own answer begin sooner.
             `generate`, of which nobody sees a token before all have come, reads prompts whole.
@@ -143,10 +145,16 @@ class Engine:
         chunk = self.prefill_chunk if watched and self._reads_in_parts else None
         self._scoring.advance(running, chunk)
         ready = [each for each in running if not each.is_finished and each not in self._scoring]
-        is_alone = all(each.owner is self for each in watched)
-        if writing := self.method.prepare(ready, chunk, is_alone=is_alone):
+        budget = None if chunk is None else Budget(chunk, is_alone=all(each.owner is self for each in watched))
+        if writing := self.method.prepare(ready, budget):
             self.method.step(writing)
         return self._finish(running)
+
+    def forget_prefixes(self) -> None:
+        """Copy nothing from what was read until now: for whoever changes the weights of a live model."""
+        for runner in self.method.runners:
+            if isinstance(runner, Runner) and runner.prefixes is not None:
+                runner.prefixes.forget()
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence now, whether it runs or waits; what it wrote stays."""

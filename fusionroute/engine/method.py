@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from fusionroute.config import GenerationSettings
-from fusionroute.engine.prefill import Asked, read_in_parts
+from fusionroute.engine.prefill import Asked, Budget, read_in_parts
 from fusionroute.engine.runner import AnyRunner, Runner
 from fusionroute.engine.sequence import Sequence
 from fusionroute.errors import SettingsError
@@ -43,21 +43,19 @@ class Method(Protocol):
         """Append at least one token to every sequence, through `choice.append_tokens`.
 
         The engine gives it those that `prepare` let through in the same round. A sequence may still sit a round out if
-        only now a model turns out to be needed that has much to read of it, as long as others write; `asked` then
-        names that model.
+        only now a model turns out to be needed that has much to read of it, as long as others write; a part of that
+        is then read at once, and `asked` names that model until the sequence is written.
         """
         ...
 
-    def prepare(self, sequences: ListLike[Sequence], chunk: int | None, *, is_alone: bool) -> list[Sequence]:
+    def prepare(self, sequences: ListLike[Sequence], budget: Budget | None) -> list[Sequence]:
         """Those who may write this round; the others have read a part of what they have to before they can.
 
         Args:
             sequences: in order of arrival, none of them finished.
-            chunk: tokens of prompts that each model may read in this round, None = as many as there are; see
-                `prefill.read_in_parts`.
-            is_alone: whether no sequences of other engines are being written.
+            budget: what each model may read in this round, here and in `step`; None = as much as there is.
         """
-        return read_in_parts({sequence: self.asked(sequence) for sequence in sequences}, chunk, is_alone=is_alone)
+        return read_in_parts({sequence: self.asked(sequence) for sequence in sequences}, budget)
 
     def asked(self, sequence: Sequence) -> Asked:
         """Models that will surely be asked for the next token of this sequence, each with the handle it reads.

@@ -1,8 +1,9 @@
 """A long prompt comes in parts while others write: who may write this round, and what the others read meanwhile."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
+from dataclasses import dataclass, field
 
 import torch
 
@@ -10,7 +11,7 @@ from fusionroute.engine.runner import AnyRunner, Readable, Runner
 from fusionroute.engine.sequence import Sequence
 from fusionroute.errors import SettingsError
 
-FEW = 16  # tokens that a round may always read of a sequence which is being written: what it missed of late
+FEW = 16  # tokens that a sequence which is being written may always miss, even where a chunk is smaller
 CPU_CHUNK, ACCELERATOR_CHUNK = 24, 512  # read in about the time of one step for eight sequences, measured on a CPU
 
 Asked = ListLike[tuple[AnyRunner, Readable]]  # models that will be asked for one sequence, each with what it reads
@@ -29,58 +30,94 @@ def chunk_for(device: torch.device, wanted: int | None = None) -> int:
     return wanted
 
 
-def read_in_parts(asked: Mapping[Sequence, Asked], chunk: int | None, *, is_alone: bool) -> list[Sequence]:
+@dataclass
+class Budget:
+    """What models may read in one round in which others write, lest these wait.
+
+    Of a sequence that is being written a model may always read what it has missed of late: ``usual`` tokens. All else,
+    prompts above all, is at most ``chunk`` tokens for each model and round, first come, first served. So a model reads
+    at most ``chunk`` and ``usual`` for every sequence that is being written, drafts left out; prompts of which the own
+    log-probabilities are asked for have another ``chunk``.
+
+    Attributes:
+        is_alone: whether no sequences of other engines are being written.
+    """
+
+    chunk: int
+    is_alone: bool = True
+    _spent: Counter[AnyRunner] = field(default_factory=Counter)
+
+    @property
+    def usual(self) -> int:
+        return max(FEW, self.chunk)
+
+    def left(self, runner: AnyRunner) -> int:
+        return self.chunk - self._spent[runner]
+
+    def spend(self, runner: AnyRunner, tokens: int) -> None:
+        self._spent[runner] += tokens
+
+
+def read_in_parts(asked: Mapping[Sequence, Asked], budget: Budget | None) -> list[Sequence]:
     """Those who may write this round; whoever has too much to read for that reads a part of it here.
 
-    In one round a model reads at most ``chunk`` tokens of prompts, first come, first served; what sequences that are
-    being written have missed of late comes on top. Where nobody could write there is nobody to delay: then all may,
-    and read as much as they have to.
+    Where nobody could write there is nobody to delay: then all may, and read as much as they have to.
 
     Args:
         asked: the sequences in order of arrival, each with whom it needs for its next token. A model that is not
             named here is asked without a limit.
-        chunk: None = no limit.
-        is_alone: whether no sequences of other engines are being written.
+        budget: None = no limit.
     """
-    if chunk is None:
+    if budget is None:
         return list(asked)
     missing = {each: [_missing(runner, handle) for runner, handle in pairs] for each, pairs in asked.items()}
-    writing = {each for each, counts in missing.items() if is_writing(each) and max(counts, default=0) <= FEW}
-    if len(writing) == len(asked) or (is_alone and not writing):
+    writing = {each for each, counts in missing.items() if is_writing(each) and max(counts, default=0) <= budget.usual}
+    if len(writing) == len(asked) or (budget.is_alone and not writing):
         return list(asked)
-    left: dict[AnyRunner, int] = defaultdict(lambda: chunk)
-    parts: dict[Runner, list[tuple[Readable, int]]] = defaultdict(list)
     may_write = []
     for sequence, pairs in asked.items():
-        if sequence in writing:
+        if sequence in writing or _is_within(budget, pairs):
             may_write.append(sequence)
-            continue
-        counts = [_to_read(runner, handle, left[runner]) for runner, handle in pairs]
-        is_ready = all(count <= left[runner] for (runner, _), count in zip(pairs, counts, strict=True))
-        if is_ready:
-            may_write.append(sequence)
-        for (runner, handle), count in zip(pairs, counts, strict=True):
-            count = min(count, left[runner])
-            left[runner] -= count
-            if count and not is_ready and isinstance(runner, Runner):
-                parts[runner].append((handle, count))
-    for runner, each in parts.items():
-        runner.read_ahead([handle for handle, _ in each], [count for _, count in each])
+        else:
+            for runner, handle in pairs:
+                read_a_part(runner, handle, budget)
     return may_write
 
 
-def too_far_behind(runner: AnyRunner, handles: ListLike[Readable], chunk: int) -> list[int]:
-    """Which of these, by number, a model that they did not expect cannot read this round; see `read_in_parts`."""
-    late, left = [], chunk
-    for at, handle in enumerate(handles):
-        count = _missing(runner, handle)
-        if count > FEW:
-            count = _to_read(runner, handle, left)
-        if FEW < count <= left:
-            left -= count
-        elif count > FEW:
+def _is_within(budget: Budget, pairs: Asked) -> bool:
+    """Whether a sequence can be read in this round; if so, that is spent."""
+    counts = [_to_read(runner, handle, budget.left(runner)) for runner, handle in pairs]
+    if any(count > budget.left(runner) for (runner, _), count in zip(pairs, counts, strict=True)):
+        return False
+    for (runner, _), count in zip(pairs, counts, strict=True):
+        budget.spend(runner, count)
+    return True
+
+
+def too_far_behind(runner: AnyRunner, handles: ListLike[Readable], drafted: ListLike[int], budget: Budget) -> list[int]:
+    """Which of these sequences that are being written, by number, a model that they did not expect cannot read now.
+
+    Args:
+        drafted: tokens at the end of each that are but a draft, for which nobody is to wait.
+    """
+    late = []
+    for at, (handle, draft) in enumerate(zip(handles, drafted, strict=True)):
+        beyond = _missing(runner, handle) - draft - budget.usual
+        if beyond > 0:
+            beyond = _to_read(runner, handle, budget.left(runner)) - draft - budget.usual
+        if beyond > budget.left(runner):
             late.append(at)
+        elif beyond > 0:
+            budget.spend(runner, beyond)
     return late
+
+
+def read_a_part(runner: AnyRunner, handle: Readable, budget: Budget) -> None:
+    """Read as much as the budget allows, but not the last token."""
+    count = min(budget.left(runner), _missing(runner, handle) - 1)
+    if isinstance(runner, Runner) and count > 0:
+        runner.read_ahead([handle], [count])
+        budget.spend(runner, count)
 
 
 def is_writing(sequence: Sequence) -> bool:

@@ -26,12 +26,15 @@ class Prefixes:
     """What the rows of one cache hold, and what rows held that have left it, the least lately used forgotten first.
 
     The rectangle of the cache and the copies are together never more than the cache's ``token_limit``: where the
-    rectangle grows, copies are forgotten. Only tokens that were given to the model are known here, noted as they are
-    read, so it does not matter what becomes of a handle's own ``token_ids`` afterwards.
+    rectangle is about to grow, copies are forgotten. Only tokens that were given to the model are known here, noted as
+    they are read, so it does not matter what becomes of a handle's own ``token_ids`` afterwards.
+
+    Nothing here notices that the model's weights were changed: whoever changes them calls `forget`.
     """
 
     def __init__(self, cache: SlotCache):
         self.cache = cache
+        cache.before_growth = self._give_way
         self.stored: list[Stored] = []  # the latest used last
         self._ids: dict[Hashable, list[int]] = {}
         self._distrusted: set[Hashable] = set()
@@ -74,9 +77,10 @@ class Prefixes:
             self._store(handle, ids)
         self._distrusted.discard(handle)
 
-    def make_room(self) -> None:
-        """Forget copies until the rest fits beside the cache's rectangle."""
-        self._shrink(self._room())
+    def forget(self) -> None:
+        """Nobody is to begin with anything that was read until now; rows that are in the cache go on."""
+        self.stored.clear()
+        self._ids.clear()
 
     def _known(self, handle: Hashable) -> list[int]:
         """The tokens that a row surely holds."""
@@ -97,7 +101,6 @@ class Prefixes:
     def _put(self, handle: Hashable, source: Hashable | Stored, length: int) -> int:
         """Copy what the row does not hold; 0 and nothing done where that would spread a NaN."""
         self.cache.make_room(length)
-        self.make_room()
         stretch = source.stretch.begin(length) if isinstance(source, Stored) else self.cache.stretch(source, length)
         if not stretch.is_finite:
             return 0
@@ -113,7 +116,8 @@ class Prefixes:
                 self.stored.remove(each)
                 self.stored.append(each)
                 return
-        room = self._room()
+        rows, positions = self.cache.capacity
+        room = self._beside(rows * positions)
         ids = ids[:room]
         stretch = self.cache.stretch(handle, len(ids))
         if len(ids) < SHORTEST or not stretch.is_finite:
@@ -122,8 +126,12 @@ class Prefixes:
         self._shrink(room - len(ids))
         self.stored.append(Stored(ids, stretch.copy()))
 
-    def _room(self) -> int:
-        return max(0, min(STORED, self.cache.token_limit - self.cache.tokens_allocated))
+    def _beside(self, rectangle: int) -> int:
+        """Tokens that there is room for beside a rectangle of so many."""
+        return max(0, min(STORED, self.cache.token_limit - rectangle))
+
+    def _give_way(self, rectangle: int) -> None:
+        self._shrink(self._beside(rectangle))
 
     def _shrink(self, room: int) -> None:
         held = self.tokens_stored

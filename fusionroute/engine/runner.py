@@ -17,6 +17,7 @@ from fusionroute.models.linear import use_fast_linears
 # parameters: 16 in float32, 25 in bfloat16), by data sheet elsewhere
 CPU_BALANCE, ACCELERATOR_BALANCE = 16, 128
 LEAST_PASS = 2**25  # bytes that are read in the time that even the smallest model takes for a pass
+GROWTH = 64  # tokens of an answer that a prompt's room has in any case, lest its first token doubles all
 PREFILL_CHUNK = 2048  # tokens of one row per pass; bounds the mask and the activations of a long prompt
 
 
@@ -89,7 +90,7 @@ class Runner:
     def reuse_prefixes(self, is_wanted: bool) -> None:
         """Whether sequences that join take what they have in common with others from these; see `Prefixes`."""
         if not is_wanted:
-            self.prefixes = None
+            self.prefixes = self.cache.before_growth = None
         elif self.prefixes is None:
             self.prefixes = Prefixes(self.cache)
 
@@ -118,13 +119,7 @@ class Runner:
         for sequence, mine in zip(sequences, lasts, strict=True):
             self.cache.cut(sequence, len(sequence) - mine)  # logits asked for again mean reading again
         self._read_long_prompts(sequences, lasts)
-        groups = [
-            part
-            for group in split_by_width([self.missing(sequence) for sequence in sequences], self.pass_in_tokens)
-            for part in split_by_length(group, [len(sequence) for sequence in sequences], self.pass_in_positions)
-        ]
-        for group in groups:  # in the order of their rows, so that a full batch needs no gathering
-            group.sort(key=lambda index: self.cache.row(sequences[index]))
+        groups = self._groups(sequences)
         readings = [
             self._forward([sequences[index] for index in group], max(lasts[index] for index in group))
             for group in groups
@@ -143,7 +138,7 @@ class Runner:
     def join(self, sequence: Readable) -> None:
         """Give a sequence its row before it is read, with what others have read of it; a no-op if it has one."""
         if sequence not in self.cache:
-            self.cache.join(sequence, sequence.max_length)
+            self._give_rows([sequence])
             if self.prefixes is not None:
                 self.tokens_reused += self.prefixes.take(sequence, sequence.token_ids, len(sequence) - 1)
 
@@ -177,8 +172,7 @@ class Runner:
     def _join(self, sequences: ListLike[Readable], lasts: list[int]) -> None:
         """Rows for who is new; what several of them begin with, one of them reads for all."""
         new = [(each, last) for each, last in zip(sequences, lasts, strict=True) if each not in self.cache]
-        for sequence, _ in new:
-            self.cache.join(sequence, sequence.max_length)
+        self._give_rows([sequence for sequence, _ in new])
         if self.prefixes is None or not new:
             return
         most = [len(sequence) - last for sequence, last in new]  # the others are read again for their logits
@@ -193,6 +187,24 @@ class Runner:
             for follower in shared.followers:
                 self.tokens_reused += self.prefixes.share(leader, joined[follower], shared.length)
 
+    def _give_rows(self, sequences: ListLike[Readable]) -> None:
+        """Rows that are long enough for what is known of the sequences, so that a prompt makes the cache grow once."""
+        for sequence in sequences:
+            self.cache.join(sequence, sequence.max_length)
+        if sequences:
+            longest = max(min(sequence.max_length, len(sequence) + GROWTH) for sequence in sequences)
+            self.cache.make_room(longest)
+
+    def _groups(self, sequences: ListLike[Readable]) -> list[list[int]]:
+        """Which of them, by number, are read in one pass each; in the order of their rows, so that a full batch needs
+        no gathering.
+        """
+        groups = split_by_width([self.missing(sequence) for sequence in sequences], self.pass_in_tokens)
+        if any(len(group) > 1 for group in groups):
+            lengths, cost = [len(sequence) for sequence in sequences], self.pass_in_positions
+            groups = [part for group in groups for part in split_by_length(group, lengths, cost)]
+        return [sorted(group, key=lambda index: self.cache.row(sequences[index])) for group in groups]
+
     def _read_long_prompts(self, sequences: ListLike[Readable], lasts: list[int]) -> None:
         pairs = list(zip(sequences, lasts, strict=True))
         while long := [sequence for sequence, last in pairs if self.missing(sequence) - last >= PREFILL_CHUNK]:
@@ -200,8 +212,6 @@ class Runner:
 
     def _forward(self, sequences: list[Readable], last: int, counts: list[int] | None = None) -> Reading:
         plan = self.cache.plan(list(sequences), counts or [self.missing(sequence) for sequence in sequences])
-        if self.prefixes is not None:
-            self.prefixes.make_room()
         positions = self._positions(plan)
         output = self.model(
             input_ids=self._inputs(sequences, plan),

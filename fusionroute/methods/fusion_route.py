@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fusionroute.engine.choice import FUSED, append_tokens, choose_tokens
 from fusionroute.engine.method import MakeRunner, Method
-from fusionroute.engine.prefill import Asked, too_far_behind
+from fusionroute.engine.prefill import Asked, Budget, read_a_part, too_far_behind
 from fusionroute.engine.runner import AnyRunner, Reading, Runner
 from fusionroute.engine.sequence import Sequence
-from fusionroute.engine.speculation import Pace, Speculation, SpeculationSettings
+from fusionroute.engine.speculation import ModelDrafter, Pace, Speculation, SpeculationSettings
 from fusionroute.engine.speculation.positions import Positions, in_rows, part_of
 from fusionroute.models.team import TeamModels, context_length
 from fusionroute.models.vocabulary import ROUTER
@@ -29,7 +29,7 @@ class FusionRoute(Method):
         complement: False drops the router's own log-probabilities, the paper's "without complementary logits": the
             chosen expert writes alone.
         speculation: draft and verify; None asks the models for one token at a time. Tokens are the same.
-        draft_model: live, of the same vocabulary, where the settings let one draft.
+        draft_model: live, of the same tokenizer, where the settings let one draft.
         pace: what is known of how drafts fare; see `engine.speculation.Pace`.
     """
 
@@ -48,18 +48,19 @@ class FusionRoute(Method):
         self.complement = complement
         self.router = make_runner(team.router, ROUTER)
         self.experts = [make_runner(model, name) for name, model in team.experts.items()]
-        self.speculation = Speculation.of(
-            speculation,
-            router=self.router,
-            model=None if draft_model is None else make_runner(draft_model, DRAFT_MODEL),
-            context_length=2**62 if draft_model is None else context_length(draft_model),
-            pace=pace,
-        )
+        self.speculation = Speculation()
+        if speculation is not None:
+            self.speculation = Speculation.of(
+                speculation,
+                router=self.router,
+                vocabulary=_vocabulary(team.router),
+                model=None if draft_model is None else _drafter(draft_model, team.router, make_runner),
+                pace=pace,
+            )
         self.runners = (self.router, *self.experts, *self.speculation.runners)
         self.eos_ids = team.eos_ids
         self.context_length = team.context_length
-        self._chunk: int | None = None  # of this round, with `_is_alone`: see `prepare`
-        self._is_alone = True
+        self._budget: Budget | None = None  # of this round, see `prepare`
         self._awaited: dict[Sequence, AnyRunner] = {}  # an expert that first has to read a sequence that chose it
 
     def asked(self, sequence: Sequence) -> Asked:
@@ -67,12 +68,9 @@ class FusionRoute(Method):
         awaited = self._awaited.get(sequence)
         return [(self.router, sequence), *([(awaited, sequence)] if awaited is not None else [])]
 
-    def prepare(self, sequences: ListLike[Sequence], chunk: int | None, *, is_alone: bool) -> list[Sequence]:
-        self._chunk, self._is_alone = chunk, is_alone
-        may_write = super().prepare(sequences, chunk, is_alone=is_alone)
-        for sequence in may_write:  # the router is asked again, which costs a token, and says the same
-            self._awaited.pop(sequence, None)
-        return may_write
+    def prepare(self, sequences: ListLike[Sequence], budget: Budget | None) -> list[Sequence]:
+        self._budget = budget
+        return super().prepare(sequences, budget)
 
     @property
     def drafted(self) -> int | None:
@@ -82,11 +80,12 @@ class FusionRoute(Method):
     @property
     def kept(self) -> int:
         """How many of those stand."""
-        return self.speculation.accepted
+        return self.speculation.kept
 
     def step(self, sequences: ListLike[Sequence]) -> None:
-        positions = self.speculation.begin(sequences)
+        positions = Positions(sequences)
         try:
+            self.speculation.begin(positions, self._budget)
             self._write(positions)
         finally:
             self.speculation.end(positions, self.runners)
@@ -103,13 +102,24 @@ class FusionRoute(Method):
     def _write(self, positions: Positions) -> None:
         """Append what is chosen behind each text, and behind each drafted token as long as that is chosen too."""
         router_logits, weights = self._ask_router(positions)
+        if self.speculation.take_back_failures(positions, self.runners):
+            return self._write(Positions(positions.sequences))
+        reach = self._reach(positions, weights.argmax(-1).tolist())
+        if reach == positions.counts:
+            self._compose(positions, router_logits, weights)
+        elif any(reach):
+            nearer, rows = _as_far_as(reach, positions)
+            try:
+                self._compose(nearer, router_logits[rows], weights[rows])
+            finally:
+                nearer.withdraw()
+
+    def _compose(self, positions: Positions, router_logits: Tensor, weights: Tensor) -> None:
+        """Ask the experts and append, by what the router says at each row."""
         chosen = weights.argmax(-1)
-        if (waiting := self._waiting(positions, chosen.tolist())) is not None:
-            positions.withdraw()
-            if others := [sequence for sequence in positions.sequences if sequence not in waiting]:
-                self._write(Positions(others))
-            return
         expert_logits = self._ask_experts(positions.sequences, positions.counts, chosen, router_logits)
+        if self.speculation.take_back_failures(positions, self.runners):
+            return self._write(Positions(positions.sequences))
         logits = fuse(router_logits, expert_logits, normalise=False) if self.complement else expert_logits
         tokens = choose_tokens(logits, positions.drawings)
         rows = positions.settle(tokens.tolist())
@@ -146,31 +156,35 @@ class FusionRoute(Method):
         said = fuse(router_logits, expert_logits) if self.complement else expert_logits.log_softmax(-1)
         return said.unflatten(0, (len(sequences), last))
 
-    def _waiting(self, positions: Positions, experts: list[int]) -> set[Sequence] | None:
-        """Who sits this round out because the expert of its next token has much to read of it; nobody's drafts count.
+    def _reach(self, positions: Positions, experts: list[int]) -> list[int]:
+        """Rows of each sequence that can be written from: those before the first whose expert has too much to read.
 
-        None if all can go on: nobody's expert has, behind the text or a drafted token; or there is nobody to delay.
+        Without any, the sequence sits this round out while that expert reads a part; with some, its draft ends there.
+        Where all would sit it out there is nobody to delay, and experts read as much as they have to.
 
         Args:
             experts: the chosen one at each row.
         """
-        if self._chunk is None:
-            return None
-        sequences, counts = positions.sequences, positions.counts
-        next_experts = [experts[row] for row in accumulate(counts[:-1], initial=0)]
-        waiting: dict[Sequence, AnyRunner] = {}
-        is_late = False
+        counts, sequences = positions.counts, positions.sequences
+        if self._budget is None:
+            return counts
+        reach, begins = list(counts), list(accumulate(counts, initial=0))
         for expert in sorted(set(experts)):
             readers = part_of(expert, experts, counts).readers
-            runner = self.experts[expert]
-            for late in too_far_behind(runner, [sequences[at] for at in readers], self._chunk):
-                is_late = True
-                if next_experts[readers[late]] == expert:
-                    waiting[sequences[readers[late]]] = runner
-        if not is_late or (self._is_alone and len(waiting) == len(sequences)):
-            return None
-        self._awaited |= waiting
-        return set(waiting)
+            drafted = [counts[at] - 1 for at in readers]
+            handles = [sequences[at] for at in readers]
+            for late in too_far_behind(self.experts[expert], handles, drafted, self._budget):
+                at = readers[late]
+                reach[at] = min(reach[at], experts.index(expert, begins[at]) - begins[at])
+        if self._budget.is_alone and not any(reach):
+            reach = counts
+        for at, sequence in enumerate(sequences):
+            if reach[at]:
+                self._awaited.pop(sequence, None)
+            else:
+                self._awaited[sequence] = runner = self.experts[experts[begins[at]]]
+                read_a_part(runner, sequence, self._budget)
+        return reach
 
     def _ask_router(self, positions: Positions) -> tuple[Tensor, Tensor]:
         """Logits ``[rows, vocabulary]`` and routing weights ``[rows, experts]``, float32."""
@@ -198,6 +212,28 @@ class FusionRoute(Method):
             reading = self.experts[expert].read([sequences[at] for at in part.readers], part.lasts)
             logits[part.rows] = in_rows(reading, part.lasts).logits[part.places].to(like)
         return logits
+
+
+def _as_far_as(reach: ListLike[int], positions: Positions) -> tuple[Positions, list[int]]:
+    """So many rows of each sequence, as positions of their own, and which rows these are."""
+    first = accumulate(positions.counts, initial=0)
+    rows = [begin + row for begin, count in zip(first, reach, strict=False) for row in range(count)]
+    positions.withdraw()
+    nearer = Positions([sequence for sequence, count in zip(positions.sequences, reach, strict=True) if count])
+    drafts = [draft[: count - 1] for draft, count in zip(positions.drafts, reach, strict=True) if count]
+    for at, draft in enumerate(drafts):
+        for token in draft:
+            nearer.append(at, token)
+    return nearer, rows
+
+
+def _drafter(model: Any, router: Any, make_runner: MakeRunner) -> ModelDrafter:
+    runner = make_runner(model, DRAFT_MODEL)
+    return ModelDrafter(runner, context_length(model), vocabulary=_vocabulary(model), most_ids=_vocabulary(router))
+
+
+def _vocabulary(model: Any) -> int:
+    return model.config.get_text_config().vocab_size
 
 
 def _weighed(reading: Reading) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CACHE_TOKENS = 1024  # of one sequence, in every model: with room for fewer there is no use in loading them
+PATIENCE = 5  # seconds for the hub to say how large a model is
+MALFORMED = (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 LONGEST_HEADER = 100 * 2**20  # bytes, as safetensors itself has it
 GIB = 2**30
 
@@ -44,10 +44,11 @@ def check_fit(
     devices: Mapping[str, str] | None = None,
     loaded: Loaded | None = None,
 ) -> None:
-    """Insist that these models, and a small cache for each, fit into what their devices have free.
+    """Insist that the weights of these models fit into what their devices have free.
 
-    Bases that adapters share count once, and what is in ``loaded`` does not count. A model of which the size cannot be
-    told beforehand is taken for nothing, and so is one that is not there: loading it says what is wrong.
+    Bases that adapters share count once, and what is in ``loaded`` does not count. What cannot be told beforehand is
+    taken for nothing, and so is a model that is not there, or half-written: loading it says what is wrong. Where the
+    hub does not answer nothing is said at all.
 
     Args:
         models: by name, as they will be loaded.
@@ -60,59 +61,78 @@ def check_fit(
     """
     needed: dict[torch.device, dict[str, int]] = defaultdict(dict)
     counted: set[Any] = set(loaded or ())
+    sizes = Sizes()
     for name, reference in models.items():
         wanted, place = check_place(reference, dtype=dtype, device=(devices or {}).get(name, device))
-        with suppress(CheckpointError, OSError):
-            needed[place][name] = _bytes_of(reference, wanted, place, counted)
+        try:
+            needed[place][name] = _bytes_of(reference, wanted, place, counted, sizes)
+        except HubUnreachableError:
+            return
+        except (CheckpointError, OSError):
+            continue
     for place, parts in needed.items():
         _refuse_what_does_not_fit(place, parts, free_bytes(place))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of ``device`` that is free now."""
+    """Memory of ``device`` that is free now, for this process what torch keeps there for later included."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     return int(psutil.virtual_memory().available)
 
 
-def weight_bytes(reference: ModelReference, dtype: torch.dtype | None, device: torch.device) -> int | None:
+def weight_bytes(
+    reference: ModelReference, dtype: torch.dtype | None, device: torch.device, sizes: "Sizes | None" = None
+) -> int | None:
     """Bytes of a full model's weights as `load_model` will hold them; None if nobody can tell.
 
     Args:
         dtype: None = the checkpoint's own, as `load_model` takes it.
+
+    Raises:
+        HubUnreachableError: it is not here, and the hub does not answer.
     """
-    location = require_location(reference.model)
-    counts = _local_counts(location, reference.revision)
-    if counts is None and not Path(location).is_dir():
-        counts = _hub_counts(location, reference.revision)
+    counts = (sizes or Sizes()).of(require_location(reference.model), reference.revision)
     if counts is None:
         return None
     held = dtype or _own_dtype(counts, load_config(reference), device)
     return int(sum(count * (held.itemsize if kind in FLOATS else _size(kind)) for kind, count in counts.items()))
 
 
-def _bytes_of(reference: ModelReference, dtype: torch.dtype | None, device: torch.device, counted: set[Any]) -> int:
-    """Weights that are not counted yet, with a cache."""
-    adapter, full = adapter_at(reference), full_model(reference)
-    own = 0 if adapter is None else sum(_sized(_header(adapter.weights)).values())
+class HubUnreachableError(Exception):
+    """The hub does not answer; caught here."""
+
+
+class Sizes:
+    """How many numbers checkpoints hold; each is looked up once, and so is each repository of the hub."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str | None], Counts | None] = {}
+
+    def of(self, location: str, revision: str | None) -> Counts | None:
+        """None if nobody can tell. Raises `HubUnreachableError`."""
+        key = (location, revision)
+        if key not in self._known:
+            counts = _local_counts(location, revision)
+            is_remote = counts is None and not Path(location).is_dir()
+            self._known[key] = _hub_counts(location, revision) if is_remote else counts
+        return self._known[key]
+
+
+def _bytes_of(
+    reference: ModelReference, dtype: torch.dtype | None, device: torch.device, counted: set[Any], sizes: Sizes
+) -> int:
+    """Weights that are not counted yet."""
+    location, own, full = require_location(reference.model), 0, reference
+    if Path(location).is_dir() or sizes.of(location, reference.revision) is None:  # else it has weights of its own
+        adapter, full = adapter_at(reference), full_model(reference)
+        own = 0 if adapter is None else _stored_bytes(adapter.weights)
     key = (require_location(full.model), full.revision, dtype, device)
-    base = 0 if key in counted else weight_bytes(full, dtype, device) or 0
+    if key in counted:
+        return own
     counted.add(key)
-    config = load_config(full)
-    return own + base + _cache_bytes(config, dtype or getattr(config, "dtype", None) or torch.float32)
-
-
-def _cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Of `CACHE_TOKENS` tokens; 0 for a config that does not say what they take."""
-    text: Any = config.get_text_config()
-    layers, heads, size = (
-        getattr(text, name, 0) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    )
-    if not (layers and heads and size):
-        return 0
-    width = getattr(text, "head_dim", None) or size // heads
-    numbers = 2 * layers * (getattr(text, "num_key_value_heads", None) or heads) * width * CACHE_TOKENS
-    return int(numbers * dtype.itemsize)
+    return own + (weight_bytes(full, dtype, device, sizes) or 0)
 
 
 def _refuse_what_does_not_fit(device: torch.device, parts: Mapping[str, int], free: int) -> None:
@@ -152,10 +172,18 @@ def _local_counts(location: str, revision: str | None) -> Counts | None:
             if path is None:
                 return None
             for tensor in _header(path).values():
-                counts[tensor["dtype"]] += math.prod(tensor["shape"])
+                counts[str(tensor["dtype"])] += int(math.prod(tensor["shape"]))
         return counts
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except MALFORMED:
         return None
+
+
+def _stored_bytes(path: Path) -> int:
+    """Of a file's tensors, as they are stored; 0 if it is missing or unreadable."""
+    try:
+        return int(sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in _header(path).values()))
+    except MALFORMED:
+        return 0
 
 
 def _local_file(location: str, name: str, revision: str | None) -> Path | None:
@@ -170,14 +198,17 @@ def _local_file(location: str, name: str, revision: str | None) -> Path | None:
 
 
 def _hub_counts(location: str, revision: str | None) -> Counts | None:
-    """From what the hub says of a repository that is not here yet."""
-    from huggingface_hub import get_safetensors_metadata
+    """From what the hub says of a repository that is not here yet, in one request. Raises `HubUnreachableError`."""
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        known = get_safetensors_metadata(location, revision=revision).parameter_count
-        return {str(kind): count for kind, count in known.items()}
-    except Exception:  # offline, gated, without safetensors, …: each is told when it is loaded
+        known = model_info(location, revision=revision, timeout=PATIENCE, expand=["safetensors"]).safetensors
+        return None if known is None else {str(kind): int(count) for kind, count in known.parameters.items()}
+    except HfHubHTTPError:  # gated, not there, …: each is told when it is loaded
         return None
+    except Exception as error:  # offline, too slow, no name found: its HTTP library has many names for it
+        raise HubUnreachableError from error
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:
@@ -189,11 +220,6 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
         header = dict(json.loads(file.read(length)))
     header.pop("__metadata__", None)
     return header
-
-
-def _sized(header: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Bytes of each tensor, as it is stored."""
-    return {name: tensor["data_offsets"][1] - tensor["data_offsets"][0] for name, tensor in header.items()}
 
 
 def _size(kind: str) -> float:

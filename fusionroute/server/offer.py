@@ -88,7 +88,7 @@ class Offer(Mapping[str, Offered]):
     Args:
         ways: by what follows the name in the id; "" is the whole.
         sides: of all prompt formats.
-        max_batch, cache_limit: of all engines together; see `Engine`.
+        max_batch, cache_limit, prefix_reuse, prefill_chunk: of all engines together; see `Engine`.
 
     Raises:
         SettingsError: a name that cannot stand in an id, or limits that mean nothing.
@@ -102,6 +102,8 @@ class Offer(Mapping[str, Offered]):
         *,
         max_batch: int = MAX_BATCH,
         cache_limit: int | str | None = None,
+        prefix_reuse: bool = True,
+        prefill_chunk: int | None = None,
     ):
         if not NAME.fullmatch(name):
             raise SettingsError(f"a model id is letters, digits, '_', '-' and, inside, '.'; got {name!r}: give a name")
@@ -109,10 +111,12 @@ class Offer(Mapping[str, Offered]):
             raise SettingsError(f"max_batch must be at least 1; got {max_batch}")
         methods = [way.method for way in ways.values()]
         self.name = name
-        self.scheduler = shared_scheduler(methods, max_batch=max_batch, cache_limit=cache_limit)
+        self.scheduler = shared_scheduler(
+            methods, max_batch=max_batch, cache_limit=cache_limit, prefix_reuse=prefix_reuse
+        )
         self.runners = tuple(dict.fromkeys(runner for method in methods for runner in method.runners))
         self._sides = sides
-        offered = [self._engaged(what, way) for what, way in ways.items()]
+        offered = [self._engaged(what, way, prefill_chunk) for what, way in ways.items()]
         self._offered = {each.id: each for each in offered}
 
     def __getitem__(self, id: str) -> Offered:
@@ -136,9 +140,8 @@ class Offer(Mapping[str, Offered]):
         *,
         device: str | None = None,
         dtype: Dtype = None,
-        max_batch: int = MAX_BATCH,
-        cache_limit: int | str | None = None,
         speculation: SpeculationSettings | None = None,
+        **limits: Any,
     ) -> Self:
         """Load a team (a folder or hub id) or an ensemble (a YAML file) and offer it.
 
@@ -146,16 +149,18 @@ class Offer(Mapping[str, Offered]):
             name: as a model id; None takes the folder's or file's.
             device, dtype: for every model.
             speculation: of a team; see `Team.generate`.
+            **limits: ``max_batch``, ``cache_limit``, ``prefix_reuse`` and ``prefill_chunk``, as for `Offer`.
 
         Raises:
             SettingsError, CheckpointError, VocabularyError, UnsupportedModelError: as the team and the ensemble do.
         """
-        limits: dict[str, Any] = {"max_batch": max_batch, "cache_limit": cache_limit}
         if is_ensemble_file(location):
             if speculation is not None:
                 raise SettingsError("speculation is for teams, and an ensemble's drafter is its own; leave it out")
             ensemble = Ensemble.from_file(location, device=device, dtype=dtype)
             return cls.of_ensemble(ensemble, name or _as_name(Path(location).stem), **limits)
+        if speculation is not None:
+            speculation.require_model()
         team = Team.from_pretrained(location, device=device, dtype=dtype)
         return cls.of_team(
             team, name or _as_name(Path(location).expanduser().resolve().name), speculation=speculation, **limits
@@ -167,27 +172,24 @@ class Offer(Mapping[str, Offered]):
         team: Team,
         name: str,
         *,
-        max_batch: int = MAX_BATCH,
-        cache_limit: int | str | None = None,
         speculation: SpeculationSettings | None = None,
+        **limits: Any,
     ) -> Self:
         """``name`` (FusionRoute), and behind it ``/no-complement``, ``/router``, ``/average`` and each expert alone."""
         sides = Sides()
         ways = team_ways(team, TwoSidedFormat(team.prompt_format, sides), speculation)
-        return cls(name, ways, sides, max_batch=max_batch, cache_limit=cache_limit)
+        return cls(name, ways, sides, **limits)
 
     @classmethod
-    def of_ensemble(
-        cls, ensemble: Ensemble, name: str, *, max_batch: int = MAX_BATCH, cache_limit: int | str | None = None
-    ) -> Self:
+    def of_ensemble(cls, ensemble: Ensemble, name: str, **limits: Any) -> Self:
         """``name`` (the file's method), and behind it each member alone."""
         sides = Sides()
-        return cls(name, ensemble_ways(ensemble, sides), sides, max_batch=max_batch, cache_limit=cache_limit)
+        return cls(name, ensemble_ways(ensemble, sides), sides, **limits)
 
-    def _engaged(self, what: str, way: Way) -> Offered:
+    def _engaged(self, what: str, way: Way, prefill_chunk: int | None) -> Offered:
         return Offered(
             id=f"{self.name}/{what}" if what else self.name,
-            engine=Engine(way.method, way.tokenizer, scheduler=self.scheduler),
+            engine=Engine(way.method, way.tokenizer, scheduler=self.scheduler, prefill_chunk=prefill_chunk),
             prompt_format=way.prompt_format,
             writers=way.writers,
             weighted=way.weighted,

@@ -58,6 +58,8 @@ def serve(
             max_batch=settings.max_batch,
             cache_limit=settings.cache_limit,
             speculation=settings.speculation,
+            prefix_reuse=settings.prefix_reuse,
+            prefill_chunk=settings.prefill_chunk,
         )
         worker = Worker(offer, settings, Metrics())
         server = make_server(create_app(worker, settings), worker, settings)

@@ -64,6 +64,10 @@ class ServerSettings(Settings):
         max_batch: answers that are written at once.
         max_waiting: answers that may wait for a place; while so many do, requests are refused (429).
         cache_limit: bytes of key-value cache per device, see `Engine`.
+        prefix_reuse: whether a request that begins like another copies what the models keep of that one. By response
+            times a client can then tell whether others began alike; switch it off where that matters.
+        prefill_chunk: tokens of a prompt that a model reads between two tokens of running answers; None = what suits
+            the device.
         max_new_tokens: the most that one answer may have, and what it may where a request says nothing.
         max_prompt_tokens: the longest prompt; None = as long as the models' context.
         max_n: answers to one request.
@@ -89,6 +93,8 @@ class ServerSettings(Settings):
     max_batch: int = Field(MAX_BATCH, gt=0)
     max_waiting: int = Field(256, ge=0)
     cache_limit: Annotated[int | str | None, BeforeValidator(_readable_bytes)] = None
+    prefix_reuse: bool = True
+    prefill_chunk: int | None = Field(None, gt=0)
     max_new_tokens: int = Field(4096, gt=0)
     max_prompt_tokens: int | None = Field(None, gt=0)
     max_n: int = Field(16, gt=0)

@@ -1,3 +1,6 @@
+from functools import partial
+
+import pytest
 import torch
 
 from fusionroute.engine.cache import SlotCache
@@ -80,29 +83,44 @@ def test_a_long_row_that_left_gives_its_room_to_many_short_ones() -> None:
     assert cache._keys[0][cache.row("3"), 0, :5, 0].tolist() == [3] * 5
 
 
-def grow(cache: SlotCache, layers: int, steps: int) -> list[int]:
-    """Read one token at a time; how many layers were moved to a larger rectangle at each step."""
-    moved = []
-    for step in range(steps):
-        before = [keys.data_ptr() for keys in cache._keys]
-        cache.plan(["long"], [1])
-        new = torch.full((1, HEADS, 1, SIZE), float(step))
-        for layer in range(layers):
-            keys, _ = cache.update(new, new, layer)
-            assert keys[0, 0, :, 0].tolist() == list(range(step + 1))
-        cache.commit(["long"])
-        assert step == 0 or cache.nbytes <= cache.tokens_allocated * cache.bytes_per_token
-        moved.append(sum(old != keys.data_ptr() for old, keys in zip(before, cache._keys, strict=False)))
-    return moved
+def test_others_give_way_before_the_rectangle_grows() -> None:
+    cache, told = SlotCache(token_limit=40), []
+    cache.before_growth = lambda tokens: told.append((tokens, cache.capacity))
+    cache.join("long", 20)
+    for count in (3, 1, 1):
+        read(cache, ["long"], [count], 1.0)
+    assert told == [(3, (0, 0)), (6, (1, 3))]
 
 
-def test_layers_grow_at_different_lengths_each_by_doubling() -> None:
-    cache = SlotCache()
-    cache.join("long", 1000)
-    moved = grow(cache, layers=8, steps=300)
-    assert max(moved[40:]) == 1, "a round that moves all layers would take as long as several"
-    assert 8 * 7 <= sum(moved) <= 8 * 9
-    assert cache.bytes_per_token == 2 * 8 * HEADS * SIZE * 4
+def test_all_layers_are_as_large_as_the_cache_says_also_between_passes() -> None:
+    cache = SlotCache(token_limit=40)
+    cache.join("a", 20)
+    cache.plan(["a"], [3])
+    new = torch.ones(1, HEADS, 3, SIZE)
+    for layer in range(5):
+        cache.update(new, new, layer)
+    cache.commit(["a"])
+    assert cache.bytes_per_token == 5 * 2 * HEADS * SIZE * 4
+    cache.join("b", 20)
+    cache.make_room(12)
+    assert cache.capacity == (2, 12)
+    assert cache.nbytes == 2 * 12 * cache.bytes_per_token
+    assert cache.stretch("a", 3).keys[4].eq(1).all()
+
+
+def test_a_cache_that_ran_out_of_memory_while_it_grew_can_be_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, moved = SlotCache(), SlotCache._moved
+    cache.join("a", 20)
+    read(cache, ["a"], [3], 1.0)
+
+    def fails(*_: object) -> None:
+        monkeypatch.setattr(cache, "_moved", partial(moved, cache))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(cache, "_moved", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.make_room(9)
+    assert read(cache, ["a"], [4], 2.0)[0, 0, :, 0].tolist() == [1, 1, 1, 2, 2, 2, 2]
 
 
 def test_a_row_begins_with_a_copy_of_another() -> None:

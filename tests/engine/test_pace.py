@@ -1,5 +1,9 @@
 """How far drafting pays, by a clock that the test winds."""
 
+import random
+import sys
+import threading
+
 import pytest
 
 import tiny_scripted
@@ -86,13 +90,12 @@ def test_hopeless_copies_are_turned_off() -> None:
     assert (clock.now - before) / 300 <= 1.05 * PLAIN
 
 
-def test_a_hopeless_model_is_turned_off_and_tried_ever_more_rarely() -> None:
+def test_a_hopeless_model_is_turned_off_and_tried_again_now_and_then() -> None:
     made, clock = paced("model", draft=follows(*WRONG))
     assert seconds(made, clock) <= 1.05 * PLAIN
     asked = made.speculation.runners[0].passes
     assert seconds(made, clock, answers=8) <= 1.02 * PLAIN
-    again = made.speculation.runners[0].passes - asked
-    assert 1 <= again <= 2 * 8, "it is tried again, rarely"
+    assert made.speculation.runners[0].passes > asked
 
 
 def test_a_model_that_becomes_useful_is_turned_on_again() -> None:
@@ -109,7 +112,7 @@ def test_a_router_that_becomes_useful_is_turned_on_again() -> None:
     made, clock = paced("router", router=follows(*WRONG, certainty=0.95), expert=follows(*CYCLE, certainty=0.9999))
     seconds(made, clock)
     made.router.model.lm.load_state_dict(tiny_scripted.bigram(follows(*CYCLE)).state_dict())
-    seconds(made, clock, answers=3)
+    seconds(made, clock, answers=6)
     assert seconds(made, clock) < 0.65 * PLAIN
 
 
@@ -134,12 +137,49 @@ def test_the_length_is_the_one_of_most_tokens_a_second() -> None:
     assert pace.length([luck(0.95, 0.95)], [0]) == 0
 
 
-def test_drafts_that_have_begun_well_go_on_well() -> None:
-    mine = luck(0.0, 0.9)
-    pace = known(of0=1.0, of4=1.3)
-    assert pace.length([mine], [8]) == 0
-    mine.in_run = True
-    assert pace.length([mine], [8]) >= 4
+def test_lengths_are_those_of_the_ladder() -> None:
+    pace = Pace(5, is_free=True)
+    assert pace.length([luck(1.0, 1.0)], [5]) == 0, "nothing was measured"
+    for _ in range(3):
+        pace.observe(1, 0, 1.0)
+    assert pace.length([luck(1.0, 1.0)], [5]) == 4
+    assert pace.length([luck(1.0, 1.0)], [3]) == 3
+
+
+def test_what_drafts_bring_is_counted_to_their_limits() -> None:
+    pace = Pace(8, is_free=True)
+    pace.luck = luck(0.5, 0.5)
+    found = pace._expected([luck(0.5, 0.8), luck(0.9, 0.9)], [8, 1], [1, 2, 4])
+    mine = [1 + 0.5, 1 + 0.5 * (1 + 0.8), 1 + 0.5 * (1 + 0.8 + 0.64 + 0.512)]
+    assert found == pytest.approx([each + 1.9 for each in mine], rel=1e-2)
+
+
+def test_a_pace_may_be_shared_by_threads() -> None:
+    """More kinds of rounds than fit the time until they are forgotten, so that what is known grows and shrinks."""
+    pace, errors = Pace(16, is_free=True), list[BaseException]()
+
+    def write(seed: int) -> None:
+        dice = random.Random(seed)
+        try:
+            for _ in range(400):
+                batch = dice.choice((1, 2, 4, 8, 16, 32, 64))
+                length = pace.length([pace.new_luck()] * batch, [dice.randint(1, 16)] * batch)
+                pace.observe(batch, length, dice.random())
+                pace.accept(pace.new_luck(), 1, has_failed=True)
+        except BaseException as error:
+            errors.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=write, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not errors
 
 
 def test_a_batch_drafts_if_that_pays_for_all_together() -> None:
@@ -155,13 +195,11 @@ def test_a_batch_drafts_if_that_pays_for_all_together() -> None:
 def test_luck_tells_first_tokens_from_later_ones() -> None:
     mine = Luck(Share(0.0, 0.0), Share(0.0, 0.0))
     mine.add(3, has_failed=True, memory=1.0)
-    assert (mine.first, mine.later, mine.in_run) == (Share(1.0, 1.0), Share(2.0, 3.0), False)
+    assert (mine.first, mine.later) == (Share(1.0, 1.0), Share(2.0, 3.0))
     mine.add(0, has_failed=True, memory=1.0)
     assert (mine.first, mine.later) == (Share(1.0, 2.0), Share(2.0, 3.0))
     mine.add(2, has_failed=False, memory=1.0)
-    assert (mine.first, mine.later, mine.in_run) == (Share(2.0, 3.0), Share(3.0, 4.0), True)
-    mine.add(0, has_failed=True, memory=1.0)  # it was in a run, which ends here
-    assert (mine.first, mine.later, mine.in_run) == (Share(2.0, 3.0), Share(3.0, 5.0), False)
+    assert (mine.first, mine.later) == (Share(2.0, 3.0), Share(3.0, 4.0))
 
 
 def test_what_was_measured_long_ago_is_measured_again() -> None:

@@ -9,10 +9,19 @@ import tiny
 import tiny_ensemble
 from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import Engine, shared_scheduler
-from fusionroute.engine.prefill import ACCELERATOR_CHUNK, CPU_CHUNK, FEW, chunk_for
+from fusionroute.engine.prefill import (
+    ACCELERATOR_CHUNK,
+    CPU_CHUNK,
+    FEW,
+    Budget,
+    chunk_for,
+    read_a_part,
+    too_far_behind,
+)
 from fusionroute.engine.reference import UncachedRunner, reference
-from fusionroute.engine.runner import Reading
+from fusionroute.engine.runner import Reading, Runner
 from fusionroute.engine.sequence import Sequence
+from fusionroute.engine.speculation import SpeculationSettings
 from fusionroute.errors import SettingsError
 from fusionroute.methods.averaging import Averaging, AveragingAcross
 from fusionroute.methods.collab import Collab
@@ -161,13 +170,104 @@ def test_an_expert_that_is_chosen_late_reads_in_parts(team) -> None:
     choices[one] = 1
     sat_out = 0
     while one.trace[-1].expert != "code":
-        before = (code.tokens_read, one.position, other.position)
+        before, heard = (code.tokens_read, one.position, other.position), switching.router.tokens_read
         engine.step()
         assert other.position == before[2] + 1
         assert code.tokens_read - before[0] <= 20
+        assert switching.router.tokens_read - heard <= 2, "nobody is asked twice"
         sat_out += one.position == before[1]
-    assert sat_out == 5  # in the first its choice was heard, then 82 tokens at 20 a round
+    assert sat_out == 4  # 82 tokens at 20 a round
     assert code.tokens_read == len(one) - 1
+
+
+@pytest.mark.parametrize("count", [4, 8])
+@pytest.mark.parametrize("drafts", [8, 16])
+def test_nobody_waits_for_drafts(team, drafts: int, count: int) -> None:
+    settings = WRITING.model_copy(update={"max_new_tokens": 20})
+    prompts = [[10 + at, 11, 12] for at in range(count)]
+    plain = Engine(FusionRoute(team)).generate(prompts, settings)
+    made = FusionRoute(team, speculation=SpeculationSettings(max_draft=drafts, adaptive=False))
+    engine = Engine(made)
+    sequences = [engine.submit(prompt, settings) for prompt in prompts]
+    while not engine.is_idle:
+        before = [(sequence, sequence.position) for sequence in engine.running]
+        engine.step()
+        assert all(sequence.position > at for sequence, at in before)
+    assert [sequence.output_ids for sequence in sequences] == [completion.token_ids for completion in plain]
+
+
+def test_restless_answers_lose_no_rounds(team) -> None:
+    def rounds(chunk: int | None) -> int:
+        engine, count = Engine(FusionRoute(team), prefill_chunk=chunk), 0
+        for at in range(8):
+            engine.submit([10 + at, 11, 12] * 5, WRITING)
+        while not engine.is_idle:
+            engine.step()
+            count += 1
+        return count
+
+    assert rounds(CPU_CHUNK) == rounds(10**6) == WRITING.max_new_tokens
+
+
+def test_the_only_answer_of_one_of_two_engines_gets_on(team) -> None:
+    """Nobody else of its own engine writes, and what it drafts is more than a chunk."""
+    spec = SpeculationSettings(max_draft=24, adaptive=False)
+    methods = [FusionRoute(team, speculation=spec), Single(team.experts["code"], "code")]
+    scheduler = shared_scheduler(methods)
+    fused, alone = (Engine(method, scheduler=scheduler, prefill_chunk=4) for method in methods)
+    prompt, settings = tokens(60, seed=1), GenerationSettings(max_new_tokens=30, ignore_eos=True)
+    (wanted,) = Engine(FusionRoute(team)).generate([prompt], settings)
+    sequence = fused.submit(prompt, settings)
+    alone.submit([10, 11], GenerationSettings(max_new_tokens=120, ignore_eos=True))
+    for _ in range(100):
+        fused.step()
+        alone.step()
+    assert sequence.output_ids == wanted.token_ids
+
+
+def test_a_draft_ends_where_an_expert_has_too_much_to_read(team) -> None:
+    """Behind the third drafted token the router picks an expert that has read nothing of a long text."""
+    made = FusionRoute(team, speculation=SpeculationSettings(max_draft=6, adaptive=False))
+    engine = Engine(made, prefill_chunk=20)
+    ask, expert_at = made.router.read, 10**6
+
+    def choosing(sequences: list[Sequence], last: int | list[int] = 1) -> Reading:
+        reading = ask(sequences, last)
+        for row, sequence in enumerate(sequences):
+            expert = int(len(sequence) >= expert_at)
+            reading.route_logits[row] = 9 * torch.nn.functional.one_hot(torch.tensor(expert), 3)
+        return reading
+
+    made.router.read = choosing  # type: ignore[method-assign]
+    one = engine.submit(tokens(80, seed=1), WRITING)
+    for _ in range(2):
+        engine.step()
+    expert_at = len(one) + 3
+    asked, said = list[list[int]](), made._ask_experts
+    made._ask_experts = lambda sequences, counts, *rest: (asked.append(counts), said(sequences, counts, *rest))[1]
+    engine.submit([10, 11], WRITING)
+    before, position = made.experts[1].tokens_read, one.position
+    engine.step()
+    assert asked == [[3, 7]], "its text and two drafted tokens; of the other nothing is taken away"
+    assert one.position > position
+    assert made.experts[1].tokens_read == before
+    while one.trace[-1].expert == "math":
+        engine.step()
+    assert [record.expert for record in one.trace].index("code") == expert_at - 80
+
+
+def test_a_chunk_is_spent_once_in_a_round(team) -> None:
+    """What a model reads before the round is no longer to be had within it."""
+    model = Runner(team.experts["math"], "math")
+    budget = Budget(20)
+    waiting, surprising, lagging = (Sequence(tokens(length, seed=length), WRITING) for length in (90, 91, 35))
+    read_a_part(model, waiting, budget)
+    assert (model.tokens_read, budget.left(model)) == (20, 0)
+    assert too_far_behind(model, [surprising, lagging], [0, 0], budget) == [0, 1]
+    assert too_far_behind(model, [lagging], [15], budget) == [], "nobody waits for drafts"
+    read_a_part(model, surprising, budget)
+    assert model.tokens_read == 20
+    assert too_far_behind(model, [surprising, lagging], [0, 0], Budget(20)) == [0]
 
 
 def test_a_new_prompt_is_read_whole_where_nobody_writes(team) -> None:

@@ -56,7 +56,8 @@ def check_read_once(engine: Engine, sequences: int) -> None:
         assert expert.tokens_read <= COMMON + own_tokens(engine, sequences)[expert.name]
 
 
-def test_what_many_begin_with_is_read_once_when_they_come_together(team, wanted) -> None:
+def test_what_many_begin_with_is_read_once_when_they_come_together(team, wanted, monkeypatch) -> None:
+    monkeypatch.setattr(Runner, "pass_in_tokens", 16.0)  # as of a model of usual size: of a tiny one passes are dear
     engine = Engine(FusionRoute(team))
     assert [completion.token_ids for completion in engine.generate(alike(), SETTINGS)] == wanted
     check_read_once(engine, COUNT)
@@ -245,7 +246,6 @@ def test_the_least_lately_used_copy_goes_first() -> None:
         prefixes.take(name, held[name], 39)
         start = cache.lengths[name]
         cache.plan([name], [40 - start])
-        prefixes.make_room()
         new = torch.zeros(1, 1, 40 - start, 2)
         cache.update(new, new, 0)
         cache.commit([name])
@@ -259,6 +259,71 @@ def test_the_least_lately_used_copy_goes_first() -> None:
     visit("b")
     visit("a")
     assert [each.ids[0] for each in prefixes.stored] == [2, 1]
+
+
+def test_random_rows_and_copies_stay_within_the_limit() -> None:
+    """As allocated, layer by layer, and not only after whole passes."""
+    for seed in range(12):
+        dice, limit, layers = random.Random(seed), 300, 4
+        cache = SlotCache(limit)
+        prefixes, ids, count = Prefixes(cache), dict[int, list[int]](), 0
+        for _ in range(150):
+            wanted = dice.randint(3, 80)
+            lengths = [len(each) for each in ids.values()]
+            if dice.random() < 0.4 and (len(ids) + 1) * max([*lengths, wanted]) <= limit:
+                count += 1
+                ids[count] = [1] * wanted if dice.random() < 0.6 else [count] * wanted
+                cache.join(count, wanted)
+                prefixes.take(count, ids[count], wanted - 1)
+            if ids and dice.random() < 0.2:
+                left = dice.choice(list(ids))
+                prefixes.leave(left)
+                cache.leave(left)
+                del ids[left]
+            reading = [each for each in ids if cache.lengths[each] < len(ids[each])]
+            if reading and dice.random() < 0.8:
+                row = dice.choice(reading)
+                start = cache.lengths[row]
+                part = dice.randint(1, len(ids[row]) - start)
+                cache.plan([row], [part])
+                new = torch.full((1, 1, part, 2), float(ids[row][0]))
+                for layer in range(layers):
+                    cache.update(new, new, layer)
+                cache.commit([row])
+                prefixes.note(row, start, ids[row][start : start + part])
+            if cache.nbytes:
+                assert cache.nbytes <= (limit - prefixes.tokens_stored) * cache.bytes_per_token
+            for row, its in ids.items() if cache.nbytes else ():
+                for keys in cache.stretch(row, cache.lengths[row]).keys if cache.lengths[row] else []:
+                    assert keys.eq(its[0]).all()
+
+
+def test_what_was_read_before_the_weights_changed_is_forgotten() -> None:
+    model, prompts = tiny.language_model(), alike(2)
+    engine = Engine(Single(model, "m"))
+    engine.generate(prompts, SETTINGS)
+    other = tiny.language_model(seed=5)
+    model.load_state_dict(other.state_dict())
+    engine.forget_prefixes()
+    (runner,) = engine.method.runners
+    before = runner.tokens_reused
+    found = engine.generate(prompts[:1], SETTINGS)
+    assert runner.tokens_reused == before
+    (wanted,) = Engine(Single(other, "m")).generate(prompts[:1], SETTINGS)
+    assert found[0].token_ids == wanted.token_ids
+
+
+def test_a_long_prompt_makes_the_cache_grow_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Single(tiny.language_model(), "m"), prefill_chunk=10)
+    (runner,) = engine.method.runners
+    engine.submit([10, 11], SETTINGS.model_copy(update={"max_new_tokens": 60}))
+    engine.step()
+    grown, moved = list[tuple[int, int]](), SlotCache._moved
+    monkeypatch.setattr(SlotCache, "_moved", lambda *each: (grown.append(each[2:]), moved(*each))[1])
+    late = engine.submit(tokens(150, seed=1), SETTINGS)
+    engine.run([late])
+    assert len(grown) == len(set(grown)) * 2 * runner.config.num_hidden_layers
+    assert len(set(grown)) == 1
 
 
 def test_who_reads_what_for_whom() -> None:

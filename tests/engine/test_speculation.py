@@ -12,11 +12,12 @@ from fusionroute.config import GenerationSettings
 from fusionroute.engine.engine import Engine
 from fusionroute.engine.sequence import Sequence
 from fusionroute.engine.speculation import SpeculationSettings
+from fusionroute.engine.speculation.model import PART
 from fusionroute.engine.speculation.ngram import Index
 from fusionroute.engine.speculation.positions import Positions, part_of
 from fusionroute.errors import SettingsError
 from fusionroute.methods.fusion_route import FusionRoute
-from tiny_speculation import CYCLE, END, UNSURE, A, B, C, follows, team
+from tiny_speculation import CYCLE, END, UNSURE, A, B, C, follows, long, team
 
 
 def method(models: Any, drafter: str = "router", draft: list[list[float]] | None = None, **options) -> FusionRoute:
@@ -114,12 +115,14 @@ def test_an_end_inside_a_draft_ends_the_answer_there() -> None:
     made = method(team(follows(*CYCLE), follows(*CYCLE), eos=frozenset({C})), "model", follows(*CYCLE))
     sequence = Engine(made).sequence([A], GenerationSettings(max_new_tokens=8))
     sequence.eos_ids = frozenset()  # the drafter does not see it coming
-    positions = made.speculation.begin([sequence])
+    positions = Positions([sequence])
+    made.speculation.begin(positions)
     sequence.eos_ids = frozenset({C})
     assert positions.drafts == [[B, C, A, B]]
     made._write(positions)
     made.speculation.end(positions, made.runners)
     assert (sequence.output_ids, sequence.finish_reason) == ([B, C], "stop")
+    assert (made.drafted, made.kept) == (4, 2), "what is not written is not kept, though it was accepted"
 
 
 def test_penalties_count_what_is_drafted() -> None:
@@ -146,16 +149,138 @@ def test_drafts_leave_their_sequences_whatever_happens() -> None:
     assert (made.drafted, made.kept) == (0, 0)
 
 
-def test_a_model_that_fails_in_a_draft_ends_that_answer_alone() -> None:
-    team_of_two = team(follows(*CYCLE), follows(*CYCLE), follows(*CYCLE))
-    with torch.no_grad():
-        team_of_two.experts["expert1"].lm_head.weight.fill_(math.nan)
-    made = method(team_of_two, max_draft=1)
+def test_a_drafter_that_raises_leaves_no_trace() -> None:
+    made = method(team(follows(*CYCLE), follows(*CYCLE)), "model", follows(*CYCLE))
     engine = Engine(made)
+    sequence = engine.submit([A], GenerationSettings(max_new_tokens=9))
+    (drafter,) = made.speculation.runners
+    read, calls = drafter.read, []
+
+    def fail_in_the_third_pass(*arguments):
+        calls.append(arguments)
+        return 1 / 0 if len(calls) == 3 else read(*arguments)
+
+    drafter.read = fail_in_the_third_pass
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    assert sequence.token_ids == [A]
+    assert drafter.cache.lengths[sequence] == 0
+    engine.run([sequence])
+    assert sequence.output_ids == [B, C, A] * 3
+
+
+def broken_behind(models: Any, token: int, *names: str) -> Any:
+    """These models say NaN wherever the token stands in the text."""
+    for name in names:
+        model = models.router.lm if name == "router" else models.experts[name]
+        with torch.no_grad():
+            model.get_input_embeddings().weight[token] = math.nan
+    return models
+
+
+@pytest.mark.parametrize("names", [("router",), ("expert0",), ("expert0", "router")])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_failure_behind_a_rejected_token_is_none(names: tuple[str, ...], adaptive: bool) -> None:
+    """The router drafts END behind A, where the expert writes B, and what is longer stands in the same batch."""
+    models = broken_behind(team(follows(END, A, B, B, certainty=0.5), follows(*CYCLE, certainty=0.999)), END, *names)
+    engine = Engine(method(models, adaptive=adaptive))
+    prompts = [[A], [A, B, C, A, B, C, A, B, C, A]]
+    found = engine.generate(prompts, GenerationSettings(max_new_tokens=12))
+    assert [completion.error for completion in found] == [None, None]
+    assert [completion.token_ids for completion in found] == [[B, C, A] * 4] * 2
+    assert tiny_scripted.caches_are_empty(engine)
+
+
+@pytest.mark.parametrize("drafter", ["router", "ngram", "model"])
+def test_a_failure_behind_an_accepted_token_is_told_where_it_is_without_speculation(drafter: str) -> None:
+    """Behind the C of the answer the expert says NaN: what was written before it stays."""
+
+    def ending(made: FusionRoute) -> list[tuple[list[int], str, str | None]]:
+        found = Engine(made).generate([[A], [B, A, B, A]], GenerationSettings(max_new_tokens=9))
+        return [(each.token_ids, each.finish_reason, each.error) for each in found]
+
+    models = broken_behind(team(follows(*CYCLE), follows(*CYCLE)), C, "expert0")
+    wanted = ending(FusionRoute(models))
+    assert wanted[0] == ([B, C], "error", "model 'expert0' returned NaN logits after 3 tokens")
+    assert ending(method(models, drafter, follows(*CYCLE) if drafter == "model" else None)) == wanted
+
+
+def test_a_failure_at_a_row_of_another_expert_is_none() -> None:
+    """Behind B the second expert writes, and it says NaN behind the END that is drafted there and never written."""
+    drafts = follows(B, END, A, A, certainty=0.5)
+    right = follows(*CYCLE, certainty=0.999)
+    models = broken_behind(team(drafts, right, right), END, "expert1")
+    assert write(method(models), 9) == write(FusionRoute(models), 9) == [B, C, A] * 3
+
+
+def test_a_model_that_fails_on_one_sequence_ends_that_answer_alone() -> None:
+    models = team(follows(*CYCLE), follows(*CYCLE), follows(*CYCLE))
+    with torch.no_grad():
+        models.experts["expert1"].lm_head.weight.fill_(math.nan)
+    engine = Engine(method(models, max_draft=1))
     first, second = (engine.submit([token], GenerationSettings(max_new_tokens=1)) for token in (A, B))
     engine.run([first, second])
     assert (first.output_ids, second.finish_reason) == ([B], "error")
     assert "expert1" in (second.error or "")
+
+
+@pytest.mark.parametrize("length", [1500, 4000])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_draft_model_reads_a_long_prompt_in_parts_and_then_drafts(length: int, adaptive: bool) -> None:
+    """Reading it takes some rounds, of which nothing is learnt."""
+    right = follows(*CYCLE, certainty=0.999)
+    models = team(right, right, context_length=8192)
+    settings = SpeculationSettings(drafter="model", model="scripted", max_draft=8, adaptive=adaptive)
+    made = FusionRoute(models, speculation=settings, draft_model=long(right))
+    (drafter,) = made.speculation.runners
+    if made.speculation.pace is not None:  # by a clock of passes
+        made.speculation.pace.clock = lambda: made.router.passes + drafter.passes / 16
+    engine = Engine(made)
+    sequence = engine.submit([C] * (length - 1) + [A], GenerationSettings(max_new_tokens=90))
+    most = 0
+    while not sequence.is_finished:
+        before, drafted = drafter.tokens_read, made.drafted
+        engine.step()
+        if made.drafted == drafted:
+            most = max(most, drafter.tokens_read - before)
+    assert 0 < most <= PART
+    assert made.kept == made.drafted > 50
+    assert sequence.output_ids == [B, C, A] * 30
+
+
+def test_a_round_looks_at_no_more_positions_than_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[A], [B], [C], [A]]
+
+    def tokens(made: FusionRoute) -> list[list[int]]:
+        return [each.token_ids for each in Engine(made).generate(prompts, GenerationSettings(max_new_tokens=12))]
+
+    models = team(follows(*CYCLE), follows(*CYCLE))
+    wanted = tokens(method(models, max_draft=8))
+    for most, kept in ((3, 0), (8, None), (13, None)):
+        monkeypatch.setattr("fusionroute.engine.speculation.speculation.MAX_LOGITS", most * 4)
+        made = method(models, max_draft=8)
+        asked, read = list[int](), made.experts[0].read
+
+        def watched(sequences, lasts, asked=asked, read=read):
+            asked.append(len(sequences) * max(lasts))
+            return read(sequences, lasts)
+
+        made.experts[0].read = watched
+        assert tokens(made) == wanted
+        assert max(asked) <= max(most, len(prompts))
+        assert kept is None or made.kept == kept
+
+
+def test_a_draft_model_may_be_padded_to_another_size() -> None:
+    """It never drafts ids that the team lacks, and drafts nothing behind ids that it lacks itself."""
+    wide = [[*row, 0.9, 0.9] for row in follows(*CYCLE)] + [[1 / 6] * 6] * 2
+    models = team(follows(*CYCLE), follows(*CYCLE))
+    padded = method(models, "model", wide)
+    assert write(padded, 9) == [B, C, A] * 3
+    assert padded.kept == padded.drafted
+    narrow = method(models, "model", [[0.1, 0.9], [0.5, 0.5]])
+    assert write(narrow, 9) == [B, C, A] * 3
+    assert narrow.speculation.runners[0].tokens_read == 4, "in the first round, before there is a C, and never again"
 
 
 # pure parts
@@ -201,7 +326,13 @@ def test_a_text_goes_on_as_it_did_behind_the_longest_run_it_ends_with() -> None:
         ({"drafter": "ngram", "model": "a/b"}, "set drafter to 'model' or drop model"),
         ({"drafter": "ngrams"}, "ngram"),
         ({"max_drafts": 2}, "did you mean 'max_draft'"),
-        ("ruter", "did you mean 'router'"),
+        ({"max_draft": 65}, "at most 64"),
+        ({"max_draft": True}, "a number"),
+        ({"drafter": "model", "model": ""}, "it is empty; give a small model's folder or hub id"),
+        ("ruter", "unknown drafter 'ruter'; did you mean 'router'"),
+        ("distilgpt2", "hub id, such as owner/name; there is no folder 'distilgpt2'"),
+        ("model", "give a small model's folder or hub id, such as owner/name, instead of 'model'"),
+        ("", "give a small model's folder"),
         (7, "a drafter's name"),
     ],
 )
@@ -228,7 +359,7 @@ EXPERTS = (
     [[0.2, 0.2, 0.2, 0.4], [0.5, 0.1, 0.3, 0.1], [0.1, 0.4, 0.1, 0.4], [0.1, 0.3, 0.3, 0.3]],
 )
 DRAFT = [[0.4, 0.4, 0.1, 0.1], [0.4, 0.2, 0.3, 0.1], [0.3, 0.2, 0.3, 0.2], [0.2, 0.2, 0.5, 0.1]]
-LENGTH, PER_BATCH = 3, 1000
+LENGTH, PER_BATCH = 3, 4000
 
 
 def exact() -> torch.Tensor:
@@ -242,9 +373,10 @@ def p_value(drafter: str, draft: list[list[float]] | None, draws: int) -> float:
     made = method(team(ROUTER, *EXPERTS), drafter, draft, max_draft=LENGTH - 1)
     engine = Engine(made, max_batch=PER_BATCH, prefix_reuse=False)
     counts = torch.zeros(4**LENGTH)
-    for _ in range(draws // (LENGTH * PER_BATCH) + 1):
+    batch = min(PER_BATCH, draws // LENGTH)
+    for _ in range(-(-draws // (LENGTH * batch))):
         settings = GenerationSettings(max_new_tokens=LENGTH, do_sample=True)  # without a seed: a random one for each
-        for completion in engine.generate([[C, A, B, A]] * PER_BATCH, settings):
+        for completion in engine.generate([[C, A, B, A]] * batch, settings):
             first, second, third = completion.token_ids
             counts[16 * first + 4 * second + third] += 1
     assert 0 < made.kept < (made.drafted or 0)

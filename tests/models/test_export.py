@@ -1,6 +1,8 @@
 """A team as one folder for vLLM: what stands in it, what shares the disk, what is refused."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tiny
@@ -16,7 +18,7 @@ import tiny_adapters
 import tiny_exported
 from fusionroute import Team
 from fusionroute.cli import app
-from fusionroute.errors import CheckpointError, FusionRouteError, OutputExistsError, VocabularyError
+from fusionroute.errors import CheckpointError, FusionRouteError, OutputExistsError, SettingsError, VocabularyError
 from fusionroute.models.export import export_team
 from fusionroute.models.export_format import ExportedTeam, check_whole, words
 
@@ -92,6 +94,90 @@ def test_shards_stay_shards(saved: Path, tmp_path: Path) -> None:
         export_team(team, tmp_path / "other")
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_shards_of_one_name_stay_apart(copy: bool, saved: Path, tmp_path: Path) -> None:
+    team = Path(shutil.copytree(saved, tmp_path / "team"))
+    tiny_exported.shards_of_one_name(team / "experts" / "7")
+    shards = ["experts/7/a/model.safetensors", "experts/7/b/model.safetensors"]
+    before = [(team / shard).read_bytes() for shard in shards]
+    done = export_team(team, tmp_path / "out", copy=copy)
+    assert ("7" in done.linked) is not copy
+    assert [(team / shard).read_bytes() for shard in shards] == before
+    assert [(tmp_path / "out" / shard).read_bytes() for shard in shards] == before
+    ours = exported_team(tmp_path / "out")
+    assert set(shards) < ours.weight_files.keys()
+    assert ours.weight_folders("experts/7") == ["experts/7/a", "experts/7/b"]
+    check_whole(tmp_path / "out", ours.weight_files)
+
+
+@pytest.mark.parametrize(("code", "is_copied"), [(errno.EXDEV, True), (errno.EPERM, True), (errno.ENOSPC, False)])
+def test_what_cannot_be_linked(
+    code: int, is_copied: bool, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.link", refuse)
+    if is_copied:
+        assert export_team(saved, tmp_path / "out").copied == ["router", *tiny_exported.NAMES]
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            export_team(saved, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+
+
+def test_everybody_may_read_what_the_umask_lets_them(saved: Path, tmp_path: Path) -> None:
+    export_team(saved, tmp_path / "out")
+    (tmp_path / "usual").write_text("x")
+    assert (tmp_path / "out" / WEIGHTS).stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+# --- where nothing is written -----------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("team", "is the team"),
+        (".", "holds the team"),
+        ("team/new", "lies inside the team"),
+        ("team/experts/7", "lies inside the team"),
+        ("link", "is the team"),
+        ("elsewhere/7", "is expert '7'"),
+        ("elsewhere", "holds expert '7'"),
+        ("elsewhere/7/new", "lies inside expert '7'"),
+    ],
+)
+def test_no_team_is_exported_over_itself(place: str, message: str, saved: Path, tmp_path: Path) -> None:
+    team = Path(shutil.copytree(saved, tmp_path / "team"))
+    shutil.copytree(saved / "experts/7", tmp_path / "elsewhere/7")
+    (tmp_path / "link").symlink_to(team)
+    experts = json.loads((team / "team.json").read_text())["experts"]
+    moved = [each | {"model": str(tmp_path / "elsewhere/7")} if each["name"] == "7" else each for each in experts]
+    edit(team / "team.json", experts=moved)
+    before = contents(tmp_path)
+    with pytest.raises(OutputExistsError, match=f"{message}.*export into a folder of its own"):
+        export_team(team, tmp_path / place, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_nor_over_an_adapter_or_its_base(tmp_path: Path) -> None:
+    base = tiny_adapters.save_base(tmp_path / "base")
+    place = tiny_adapters.save_adapter(tmp_path / "one", base, 0)
+    tiny.router(num_experts=1).save_pretrained(tmp_path / "team" / "router")
+    tiny.tokenizer().save_pretrained(tmp_path / "team" / "router")
+    (tmp_path / "team" / "team.json").write_text(json.dumps({"experts": [{"name": "one", "model": str(place)}]}))
+    before = contents(tmp_path)
+    for folder, what in ((base, "the base of expert 'one'"), (place, "expert 'one'")):
+        with pytest.raises(OutputExistsError, match=f"is {what}"):
+            export_team(tmp_path / "team", folder, overwrite=True)
+    assert contents(tmp_path) == before
+
+
 def test_a_copy_is_independent(saved: Path, tmp_path: Path) -> None:
     done = export_team(saved, tmp_path / "out", copy=True)
     assert done.copied == ["router", *tiny_exported.NAMES]
@@ -113,6 +199,7 @@ def test_adapters_are_merged(tmp_path: Path) -> None:
     assert (done.linked, done.merged) == (["router"], ["one", "two"])
     for name, place in places.items():
         assert [path.name for path in (tmp_path / "out/experts" / name).iterdir()] == [WEIGHTS]
+        assert (tmp_path / "out/experts" / name / WEIGHTS).stat().st_mode == (tmp_path / "out" / WEIGHTS).stat().st_mode
         found = load_file(tmp_path / "out/experts" / name / WEIGHTS)
         expected = tiny_adapters.merged(place).state_dict()
         assert found.keys() <= expected.keys()
@@ -191,9 +278,43 @@ def no_weights(team: Path) -> None:
     (team / "experts/7" / WEIGHTS).unlink()
 
 
+def index(team: Path, value: Any) -> None:
+    tiny_exported.shards_of_one_name(team / "experts/7")
+    (team / "experts/7" / f"{WEIGHTS}.index.json").write_text(json.dumps(value))
+
+
+def index_is_a_list(team: Path) -> None:
+    index(team, ["model.safetensors"])
+
+
+def index_leads_out(team: Path) -> None:
+    index(team, {"weight_map": {"w": "../gpt4/model.safetensors"}})
+
+
+def index_is_absolute(team: Path) -> None:
+    index(team, {"weight_map": {"w": str(team / "experts/gpt4/model.safetensors")}})
+
+
+def index_names_a_number(team: Path) -> None:
+    index(team, {"weight_map": {"w": 3}})
+
+
+def index_of_more(team: Path) -> None:
+    tiny_exported.shards_of_one_name(team / "experts/7")
+    path = team / "experts/7/b/model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    save_file(tensors, path)
+
+
 @pytest.mark.parametrize(
     ("harm", "kind", "message"),
     [
+        (index_is_a_list, CheckpointError, "index.json is corrupt"),
+        (index_leads_out, CheckpointError, "is no file below its folder"),
+        (index_is_absolute, CheckpointError, "is no file below its folder"),
+        (index_names_a_number, CheckpointError, "is no file below its folder"),
+        (index_of_more, CheckpointError, "half-written: b/model.safetensors lacks model.norm.weight, which"),
         (quantised, CheckpointError, "expert '7' is quantised; export a team of unquantised models"),
         (other_vocabulary, VocabularyError, "expert '7' has a vocabulary of 269"),
         (fewer_experts, CheckpointError, "trained for 3 experts but the team names 2"),
@@ -210,6 +331,29 @@ def test_a_team_that_does_not_fit_is_refused(
     with pytest.raises(kind, match=message):
         export_team(team, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["team"], "nothing half-written stays"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experts": [{"name": "a", "folder": "../b", "config": {}}]}, "lie in experts/a, not in '../b'"),
+        ({"experts": [{"name": "../a", "folder": "experts/../a", "config": {}}]}, "an expert's name is letters"),
+        ({"weight_files": {}}, "there is nothing of model.safetensors"),
+        ({"weight_files": {WEIGHTS: 1, f"router/{WEIGHTS}": 1}}, "there is nothing of experts/a"),
+        ({"weight_files": {"experts/a/../../x.safetensors": 1}}, "is neither model.safetensors nor below"),
+        ({"weight_files": {"/etc/passwd": 1}}, "is neither model.safetensors nor below"),
+        ({"weight_files": {"experts/b/model.safetensors": 1}}, "is neither model.safetensors nor below"),
+    ],
+)
+def test_a_config_of_a_stranger_leads_nowhere_else(changes: dict[str, Any], message: str) -> None:
+    values = {
+        "router": {},
+        "experts": [{"name": "a", "folder": "experts/a", "config": {}}],
+        "weight_files": {WEIGHTS: 1, f"router/{WEIGHTS}": 1, f"experts/a/{WEIGHTS}": 1},
+    }
+    assert ExportedTeam.parse(values).folders == ["router", "experts/a"]
+    with pytest.raises(SettingsError, match=message):
+        ExportedTeam.parse(values | changes)
 
 
 def test_nothing_is_overwritten_unasked(saved: Path, tmp_path: Path) -> None:
@@ -244,10 +388,23 @@ def test_the_command(saved: Path, tmp_path: Path) -> None:
     assert config(out)["complement"] is False
     assert "✓ linked router, gpt4, 7, v2.5" in result.stdout
     assert "note: the team has no prompt format" in result.stdout
-    assert result.stdout.endswith(f"{out} is ready: vllm serve {out}\n")
+    assert result.stdout.endswith(f"{out} is ready: vllm serve {out} --dtype float32\n")
     again = CliRunner().invoke(app, ["export", str(saved), str(out)])
     assert again.exit_code == 2
     assert "already holds" in again.stderr
     assert len(again.stderr.splitlines()) == 1
+    onto_itself = CliRunner().invoke(app, ["export", str(saved), str(saved), "--overwrite"])
+    assert onto_itself.exit_code == 2
+    assert "is the team" in onto_itself.stderr
+    assert len(onto_itself.stderr.splitlines()) == 1
     assert CliRunner().invoke(app, ["export", str(saved), str(out), "--overwrite", "--copy"]).exit_code == 0
     assert config(out)["complement"] is True
+
+
+def test_a_team_in_half_precision_is_served_in_its_own(tmp_path: Path) -> None:
+    lm, expert = (tiny_exported.model("llama", seed).bfloat16() for seed in (100, 0))
+    tiny_exported.together(lm, {"one": expert}).save_pretrained(tmp_path / "team", save_experts=True)
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "team"), str(tmp_path / "out")])
+    assert config(tmp_path / "out")["dtype"] == "bfloat16"
+    assert result.stdout.endswith(f"vllm serve {tmp_path / 'out'}\n")
+    assert "--dtype" not in (tmp_path / "out" / "README.md").read_text()

@@ -75,9 +75,11 @@ def test_ids_that_claim_to_score_prompts_do(offer: Offer, options: dict) -> None
 
 def test_a_folder_gives_the_name_unless_one_is_given(team: Team, tmp_path: Path) -> None:
     team.save_pretrained(tmp_path / "my team", save_experts=True)
-    opened = Offer.open(tmp_path / "my team", max_batch=3, cache_limit="8MiB")
+    opened = Offer.open(tmp_path / "my team", max_batch=3, cache_limit="8MiB", prefix_reuse=False, prefill_chunk=5)
     assert next(iter(opened)) == "my-team"
     assert opened.scheduler.max_batch == 3
+    assert {offered.engine.prefill_chunk for offered in opened.values()} == {5}
+    assert {runner.prefixes for runner in opened.runners} == {None}
     assert list(Offer.open(tmp_path / "my team", "other"))[-1] == "other/chat"
 
 

@@ -40,6 +40,8 @@ def test_sizes_are_bytes(size: str | int, found: int) -> None:
         ({"time_limit": float("inf")}, "time_limit: .*finite"),
         ({"grace": -1}, "grace"),
         ({"max_batch": 0}, "max_batch"),
+        ({"prefill_chunk": 0}, "prefill_chunk: .*greater than 0"),
+        ({"prefix_reuse": "perhaps"}, "prefix_reuse"),
         ({"max_waiting": -1}, "max_waiting"),
         ({"name": "a/b"}, "name"),
         ({"host": ""}, "host"),

@@ -11,6 +11,7 @@ from vllm import SamplingParams
 import tiny
 import tiny_exported
 from fusionroute import Router, Team
+from fusionroute.models.export import export_team
 
 PROMPTS = tiny.prompts(64)
 NEW = 24
@@ -57,6 +58,18 @@ def test_equal_without_the_complement_and_with_long_prompts_in_pieces(
     with vllm_running(folder, **options) as llm:
         insist_equal(llm, team, prompts, complement=False)
         insist_equal(llm, team, prompts, complement=False)  # now from the prefix cache
+
+
+def test_one_expert_and_shards_below_the_folder_of_a_model(tmp_path: Path, vllm_running: Callable[..., Any]) -> None:
+    """Beside them lie weights that are none of the team's, and are not read."""
+    team = tiny_exported.together(tiny_exported.model("llama", 100), {"one": tiny_exported.model("llama", 0)})
+    team.save_pretrained(tmp_path / "team", save_experts=True)
+    tiny_exported.shards_of_one_name(tmp_path / "team/experts/one")
+    export_team(tmp_path / "team", tmp_path / "out")
+    for name in ("more.safetensors", "experts/one/model.bin", "router/model.pt"):
+        (tmp_path / "out" / name).write_bytes(b"not weights")
+    with vllm_running(tmp_path / "out") as llm:
+        insist_equal(llm, team)
 
 
 def test_the_complement_is_an_option_of_serving(tmp_path: Path, vllm_running: Callable[..., Any]) -> None:

@@ -77,6 +77,8 @@ def test_a_half_written_folder(harm: str, folder: Path, tmp_path: Path, vllm_run
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"load_format": "pt"}, "cannot be loaded as 'pt'.*--load-format auto or safetensors"),
+        ({"load_format": "sharded_state"}, "cannot be loaded as 'sharded_state'"),
         ({"enable_lora": True}, "a team cannot take LoRA requests"),
         ({"pipeline_parallel_size": 4}, "the router has 3 layers, too few for 4 pipeline stages"),
         ({"hf_overrides": {"team": {"router": {}}}}, "experts: Field required"),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fusionroute.engine.choice import choose_tokens
+from fusionroute.engine.prefill import Budget
 from fusionroute.engine.runner import AnyRunner
 from fusionroute.engine.sequence import Sequence
 from fusionroute.engine.speculation.positions import Positions
@@ -18,9 +19,10 @@ class Drafter(Protocol):
     Attributes:
         runners: models that it asks beside the team's own.
         is_free: a draft costs no pass of a model.
-        is_heard: it has guesses of sequences for which nothing is drafted, so that one knows how good it would be.
-        guesses: in this round, the first token it would have drafted; None where it would have stopped before one.
-        passes: of a model, that it took for this round's drafts.
+        is_heard: asked for drafts of no length it says at next to no cost what it would have begun with, so that one
+            knows how good it would be.
+        guesses: that, of the last draft; None where it would have stopped before one.
+        passes: of a model, that it took for the last draft.
     """
 
     runners: ListLike[AnyRunner]
@@ -33,12 +35,16 @@ class Drafter(Protocol):
         """How many tokens it could draft for each, at most as many as there is room for."""
         ...
 
-    def draft(self, positions: Positions, lengths: ListLike[int], sure: float) -> None:
+    def draft(self, positions: Positions, lengths: ListLike[int], sure: float, budget: Budget | None) -> list[int]:
         """Write at most so many tokens behind each sequence; none that ends an answer, for nothing stands behind it.
 
         Args:
-            lengths: none beyond what was foreseen.
+            lengths: none beyond what was foreseen of the same sequences.
             sure: a model stops before a token of its own that it gives less probability than this.
+            budget: what models may read of long texts in this round; None = as much as they like.
+
+        Returns:
+            ``lengths``, 0 for those of whom it had to read something first.
         """
         ...
 

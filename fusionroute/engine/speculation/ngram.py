@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence as ListLike
 
+from fusionroute.engine.prefill import Budget
 from fusionroute.engine.runner import AnyRunner
 from fusionroute.engine.sequence import Sequence
 from fusionroute.engine.speculation.positions import Positions
@@ -25,7 +26,7 @@ class NgramDrafter:
         self._proposals = [self._propose(*each) for each in zip(sequences, rooms, strict=True)]
         return [len(proposal) for proposal in self._proposals]
 
-    def draft(self, positions: Positions, lengths: ListLike[int], sure: float) -> None:
+    def draft(self, positions: Positions, lengths: ListLike[int], sure: float, budget: Budget | None) -> list[int]:
         """What was foreseen of the same sequences, as far as is asked for."""
         self.guesses.clear()
         for at, (proposal, length) in enumerate(zip(self._proposals, lengths, strict=True)):
@@ -33,6 +34,7 @@ class NgramDrafter:
                 positions.append(at, token)
             if proposal and not length:
                 self.guesses[positions.sequences[at]] = proposal[0]
+        return list(lengths)
 
     def forget(self, sequence: Sequence) -> None:
         self._indices.pop(sequence, None)

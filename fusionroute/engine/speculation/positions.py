@@ -5,6 +5,7 @@ Rows of a round are its positions, a sequence's one after another, the sequences
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,10 +58,11 @@ class Positions:
         self.said: Reading | None = None
         self.is_settled = False
         self.written: list[Sequence] = []
-        self._stand = True
+        self._stand = False  # nothing does that would have to be taken away
 
     def append(self, at: int, token: int) -> None:
         """Draft one more token of a sequence."""
+        self._stand = True
         self.sequences[at].token_ids.append(token)
         self.drafts[at].append(token)
 
@@ -73,9 +75,9 @@ class Positions:
     def has_drafts(self) -> bool:
         return any(self.drafts)
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
-        """Rows of each sequence."""
+        """Rows of each sequence, once all are drafted."""
         return [len(draft) + 1 for draft in self.drafts]
 
     @property
@@ -95,7 +97,11 @@ class Positions:
         Args:
             tokens: chosen at each row, as if everything drafted before it stood.
         """
-        rows, first, self.is_settled = list[int](), 0, True
+        self.is_settled = True
+        if not self.has_drafts:
+            self.written = self.sequences
+            return list(range(len(tokens)))
+        rows, first = list[int](), 0
         for at, draft in enumerate(self.drafts):
             count = 0
             while count < len(draft) and tokens[first + count] == draft[count]:
@@ -115,6 +121,8 @@ class Positions:
 
     def cut(self, runners: ListLike[AnyRunner]) -> None:
         """Let no model keep what was drafted and does not stand; the newest token is for the next round to read."""
+        if not self.has_drafts:
+            return
         for sequence, draft in zip(self.sequences, self.drafts, strict=True):
             for runner in runners if draft else ():
                 runner.rollback(sequence, len(sequence) - 1)

@@ -5,12 +5,11 @@ from collections.abc import Sequence as ListLike
 import torch
 from torch import Tensor
 
+from fusionroute.engine.prefill import Budget
 from fusionroute.engine.runner import AnyRunner, Reading
 from fusionroute.engine.sequence import Sequence
 from fusionroute.engine.speculation.drafter import proposals
-from fusionroute.engine.speculation.positions import Positions
-
-LISTEN = 4  # of so many rounds in which it drafts nothing, one in which it is noted what it would have drafted
+from fusionroute.engine.speculation.positions import Positions, in_rows
 
 
 class RouterDrafter:
@@ -24,61 +23,55 @@ class RouterDrafter:
         self.runners: ListLike[AnyRunner] = ()  # none but the team's
         self.guesses: dict[Sequence, int | None] = {}
         self.passes = 0
-        self._silent = 0  # rounds in a row in which it drafted nothing
 
     def foresee(self, sequences: ListLike[Sequence], rooms: ListLike[int]) -> list[int]:
         return list(rooms)
 
-    def draft(self, positions: Positions, lengths: ListLike[int], sure: float) -> None:
+    def draft(self, positions: Positions, lengths: ListLike[int], sure: float, budget: Budget | None) -> list[int]:
         self.guesses.clear()
-        self._silent = 0 if any(lengths) else self._silent + 1
         asked = list(range(len(positions.sequences)))
-        readings, places, heard = list[Reading](), [list[int]() for _ in asked], 0
+        readings, readers = list[Reading](), list[list[int]]()
         while asked:
             reading = self.router.read([positions.sequences[at] for at in asked])
-            for row, at in enumerate(asked, heard):
-                places[at].append(row)
-            heard += len(asked)
             readings.append(reading)
+            readers.append(asked)
+            if not any(lengths):
+                self._guess(positions, reading, sure)
+                break
             asked = self._extend(positions, asked, reading.logits[:, -1].float(), lengths, sure)
         self.passes = len(readings)
-        positions.said = _in_rows(readings, [place for each in places for place in each])
+        positions.said = _in_rows(readings, readers)
+        return list(lengths)
 
     def forget(self, sequence: Sequence) -> None:
         """Nothing is kept beyond a round."""
 
+    def _guess(self, positions: Positions, reading: Reading, sure: float) -> None:
+        said = proposals(positions.sequences, reading.logits[:, -1].float(), sure)
+        self.guesses = dict(zip(positions.sequences, said, strict=True))
+
     def _extend(
         self, positions: Positions, asked: list[int], logits: Tensor, lengths: ListLike[int], sure: float
     ) -> list[int]:
-        """One more token for those of ``asked`` that are to have one; returns which these are.
-
-        Where nothing is to be drafted, what would have been is noted, if anybody learns from it.
-        """
-        listens = sure > 0 and self._silent % LISTEN == 1
-        rows = [
-            row
-            for row, at in enumerate(asked)
-            if len(positions.drafts[at]) < lengths[at] or (listens and not lengths[at])
-        ]
+        """One more token for those of ``asked`` that are to have one; returns which these are."""
+        rows = [row for row, at in enumerate(asked) if len(positions.drafts[at]) < lengths[at]]
         if not rows:
             return []
         wanted = [asked[row] for row in rows]
         mine = logits if len(rows) == len(asked) else logits[rows]
         written = []
         for at, token in zip(wanted, proposals([positions.sequences[at] for at in wanted], mine, sure), strict=True):
-            if not lengths[at]:
-                self.guesses[positions.sequences[at]] = token
-            elif token is not None:
+            if token is not None:
                 positions.append(at, token)
                 written.append(at)
         return written
 
 
-def _in_rows(readings: ListLike[Reading], places: list[int]) -> Reading:
-    """What was said pass by pass, sequence by sequence: ``[rows, …]``."""
+def _in_rows(readings: ListLike[Reading], readers: ListLike[list[int]]) -> Reading:
+    """What was said pass by pass, each time to fewer ``readers``, sequence by sequence: ``[rows, …]``."""
+    if len(readings) == 1:
+        return in_rows(readings[0], [1] * len(readers[0]))
     logits = torch.cat([reading.logits[:, -1] for reading in readings])
     routes = torch.cat([reading.route_logits[:, -1] for reading in readings if reading.route_logits is not None])
-    if places != sorted(places):
-        order = torch.tensor(places)
-        logits, routes = logits[order.to(logits.device)], routes[order.to(routes.device)]
-    return Reading(logits, routes)
+    order = torch.tensor([at for each in readers for at in each]).argsort(stable=True)
+    return Reading(logits[order.to(logits.device)], routes[order.to(routes.device)])
