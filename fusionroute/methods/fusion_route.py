@@ -53,7 +53,7 @@ class FusionRoute(Method):
             self.speculation = Speculation.of(
                 speculation,
                 router=self.router,
-                vocabulary=_vocabulary(team.router),
+                vocabulary=1 if speculation is None else _vocabulary(team.router),
                 model=None if draft_model is None else _drafter(draft_model, team.router, make_runner),
                 pace=pace,
             )
