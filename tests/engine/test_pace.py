@@ -137,6 +137,14 @@ def test_the_length_is_the_one_of_most_tokens_a_second() -> None:
     assert pace.length([luck(0.95, 0.95)], [0]) == 0
 
 
+def test_drafts_that_have_begun_well_go_on_well() -> None:
+    mine = luck(0.0, 0.9)
+    pace = known(of0=1.0, of4=1.3)
+    assert pace.length([mine], [8]) == 0
+    mine.in_run = True
+    assert pace.length([mine], [8]) >= 4
+
+
 def test_lengths_are_those_of_the_ladder() -> None:
     pace = Pace(5, is_free=True)
     assert pace.length([luck(1.0, 1.0)], [5]) == 0, "nothing was measured"
@@ -195,11 +203,13 @@ def test_a_batch_drafts_if_that_pays_for_all_together() -> None:
 def test_luck_tells_first_tokens_from_later_ones() -> None:
     mine = Luck(Share(0.0, 0.0), Share(0.0, 0.0))
     mine.add(3, has_failed=True, memory=1.0)
-    assert (mine.first, mine.later) == (Share(1.0, 1.0), Share(2.0, 3.0))
+    assert mine == Luck(Share(1.0, 1.0), Share(2.0, 3.0), in_run=False)
     mine.add(0, has_failed=True, memory=1.0)
-    assert (mine.first, mine.later) == (Share(1.0, 2.0), Share(2.0, 3.0))
+    assert mine == Luck(Share(1.0, 2.0), Share(2.0, 3.0), in_run=False)
     mine.add(2, has_failed=False, memory=1.0)
-    assert (mine.first, mine.later) == (Share(2.0, 3.0), Share(3.0, 4.0))
+    assert mine == Luck(Share(2.0, 3.0), Share(3.0, 4.0), in_run=True)
+    mine.add(0, has_failed=True, memory=1.0)  # it was in a run, which ends here
+    assert mine == Luck(Share(2.0, 3.0), Share(3.0, 5.0), in_run=False)
 
 
 def test_what_was_measured_long_ago_is_measured_again() -> None:

@@ -18,9 +18,9 @@ FIRST = 4  # the longest draft before any was measured
 GAIN = 1.02  # by which drafting has to be faster
 OWN = 0.92  # of what a sequence's own past counts for when a round has gone by
 ALL = 0.99  # the same of the past of all
-MEAN_COUNTS = 6  # tokens for which what is expected stands, beside those that were tried
+MEAN_COUNTS = 6  # tokens for which the mean of all stands, beside a sequence's own past
+UNTRIED, UNTRIED_COUNTS = 0.5, 2  # share of tokens taken to be right before any was tried, and for how many it stands
 PROBING = 0.01  # of the time, spent on trying a drafter again that did not pay
-UNTRIED = 0.5  # of tokens, taken to be right before any was tried
 POOR = 0.3  # of the first tokens of drafts: where fewer are right, drafting can hardly pay
 NEGLIGIBLE = 0.01  # chance of a token below which no further ones are counted on
 
@@ -36,8 +36,9 @@ class Share:
         self.hits = self.hits * memory + hits
         self.trials = self.trials * memory + trials
 
-    def given(self, expected: float) -> float:
-        return (self.hits + MEAN_COUNTS * expected) / (self.trials + MEAN_COUNTS)
+    def given(self, expected: float, counts: float) -> float:
+        """With what was expected, which stands for so many trials."""
+        return (self.hits + counts * expected) / (self.trials + counts)
 
 
 @dataclass
@@ -45,20 +46,26 @@ class Luck:
     """How drafts of one sequence, or of all, have fared.
 
     Attributes:
-        first: of first tokens of a draft; `later`: of tokens behind an accepted one. Drafts that copy a text are wrong
-            at once or right for long, so one number for both would say little.
+        first: of first tokens of a draft behind a rejected one; `later`: of tokens behind an accepted one. Drafts that
+            copy a text are wrong at once or right for long, so one number for both would say little.
+        in_run: whether the last token drafted was accepted.
     """
 
     first: Share
     later: Share
+    in_run: bool = False
 
     def add(self, accepted: int, has_failed: bool, memory: float) -> None:
         """``accepted`` tokens in a row, and, if so, one that was not."""
         tried = accepted + has_failed
-        if tried:
+        if not tried:
+            return
+        if not self.in_run:
             self.first.add(min(accepted, 1), 1, memory)
-        if tried > 1:
-            self.later.add(accepted - 1, tried - 1, memory ** (tried - 1))
+            tried, accepted = tried - 1, accepted - 1
+        if tried:
+            self.later.add(accepted, tried, memory**tried)
+        self.in_run = not has_failed
 
 
 @dataclass
@@ -124,7 +131,7 @@ class Pace:
     @property
     def is_poor(self) -> bool:
         """Whether so few drafts come true that it is enough to look now and then whether that has changed."""
-        return self.luck.first.given(UNTRIED) < POOR
+        return self.luck.first.given(UNTRIED, UNTRIED_COUNTS) < POOR
 
     def is_time_to_probe(self, batch: int) -> bool:
         """Whether a drafter that is off may be tried again, of which nothing is heard while it is off."""
@@ -159,6 +166,7 @@ class Pace:
     def accept(self, luck: Luck, accepted: int, *, has_failed: bool) -> None:
         """A draft of a sequence had so many tokens accepted, and then one that was not if ``has_failed``."""
         with self._lock:
+            self.luck.in_run = luck.in_run
             self.luck.add(accepted, has_failed, ALL)
         luck.add(accepted, has_failed, OWN)
 
@@ -188,11 +196,12 @@ class Pace:
 
     def _expected(self, lucks: ListLike[Luck], limits: ListLike[int], lengths: ListLike[int]) -> list[float]:
         """Tokens that a round writes by length of the drafts: those that are accepted, and the one behind them."""
-        first = self.luck.first.given(UNTRIED)
-        later = self.luck.later.given(first)
+        first = self.luck.first.given(UNTRIED, UNTRIED_COUNTS)
+        later = self.luck.later.given(first, UNTRIED_COUNTS)
         added = [0.0] * len(lengths)  # by those of a draft's tokens that the length before it does not have
         for luck, limit in zip(lucks, limits, strict=True):
-            chance, goes_on, drafted = luck.first.given(first), luck.later.given(later), 0
+            goes_on, drafted = luck.later.given(later, MEAN_COUNTS), 0
+            chance = goes_on if luck.in_run else luck.first.given(first, MEAN_COUNTS)
             for at, length in enumerate(lengths):
                 if chance < NEGLIGIBLE or drafted >= limit:
                     break
