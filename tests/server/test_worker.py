@@ -322,7 +322,7 @@ def test_time_is_counted_from_submission_waiting_included(team: Team) -> None:
         assert ends[0] in (None, TIMEOUT)
         assert ends[-1] == TIMEOUT
         assert slow[-1].reason() == "error"
-        assert slow[-1].ids() == []
+        assert any(asked.ids() == [] and asked.error() == TIMEOUT for asked in slow), "nobody's time ended in the queue"
         wait_until(lambda: is_at_rest(worker))
         assert ask(worker, "hi", max_new_tokens=1).wait().error() is None
 
