@@ -89,9 +89,9 @@ def test_the_clock_counts_forward_passes_alone() -> None:
 def test_a_profile_names_who_took_the_time_and_not_what_a_forward_pass_called() -> None:
     slow, profile = Slow(), outside_forwards.Profile()
     with profile.around([slow]):
-        busy(0.03)
+        busy(0.15)
         slow(0.03)
-        busy(0.03)
+        busy(0.15)
     lines = profile.table(50)
     names = [line["function"] for line in lines]
     assert not any("Slow.inner" in name or "sleep" in name for name in names)
@@ -99,5 +99,5 @@ def test_a_profile_names_who_took_the_time_and_not_what_a_forward_pass_called() 
     assert profile.seconds[outside_forwards.FORWARD] >= 0.03
     # of the loop and the clock that it reads
     mine = [line for line in lines if line["function"].endswith(": busy") or "perf_counter" in line["function"]]
-    assert sum(line["share"] for line in mine) > 0.5
+    assert sum(line["share"] for line in mine) > 0.8
     assert sum(line["share"] for line in lines) == pytest.approx(1)
