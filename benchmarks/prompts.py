@@ -4,9 +4,10 @@
     python benchmarks/prompts.py --render benchmarks/results/prompts.json
 
 Random Llamas, float32, a router and two experts of which the first writes everything. Reuse: requests that share a
-prefix arrive together; with and without take turns. Parts: while some answers are being written a long prompt arrives,
-which is read in parts or at once; a gap is the time between two tokens of a running answer, an ordinary step the median
-of those just before. "With the long answer" are the steps after, in which its own answer is written too.
+prefix arrive together; with and without take turns, on smaller models, since without it each request reads everything.
+Parts: while some answers are being written a long prompt arrives, which is read in parts or at once; a gap is the time
+between two tokens of a running answer, an ordinary step the median of those just before. "With the long answer" are the
+steps after, in which its own answer is written too.
 """
 
 import argparse
@@ -79,12 +80,13 @@ def arrival(models: Models, length: int, chunk: int | None) -> dict[str, Any]:
     """One long prompt that arrives while others write."""
     engine = Engine(FusionRoute(models), prefill_chunk=chunk)  # type: ignore[arg-type]
     chunk = engine.prefill_chunk
-    endless = GenerationSettings(max_new_tokens=models.context_length, ignore_eos=True)
-    running = [engine.submit(tokens(32, seed=at), endless) for at in range(WRITERS)]
+    rounds = 2 * -(-length // chunk) + LONG_NEW  # until router and expert have read it and it is answered
+    enough = GenerationSettings(max_new_tokens=WARM + ORDINARY + rounds + WRITERS, ignore_eos=True)
+    running = [engine.submit(tokens(32, seed=at), enough) for at in range(WRITERS)]
     for _ in range(WARM):
         engine.step()
     ordinary = statistics.median(step(engine, running)[0] for _ in range(ORDINARY))
-    late = engine.submit(tokens(length, seed=99), endless.model_copy(update={"max_new_tokens": LONG_NEW}))
+    late = engine.submit(tokens(length, seed=99), enough.model_copy(update={"max_new_tokens": LONG_NEW}))
     gaps, waits, after = [], 0, []
     while not late.position:
         gap, waited = step(engine, running)
@@ -94,6 +96,7 @@ def arrival(models: Models, length: int, chunk: int | None) -> dict[str, Any]:
         gap, waited = step(engine, running)
         after.append(gap)
         waits += waited
+    assert not any(sequence.is_finished for sequence in running), "they write all the while"
     return {
         "chunk": chunk,
         "largest gap / ordinary step": max(gaps) / ordinary,
@@ -130,16 +133,22 @@ def arrivals(models: Models, length: int, rounds: int, chunk: int | None) -> dic
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    context = max(options.long, options.shared) + 1024
-    router_lm, experts = build(options.size, 2, torch.float32, context)
-    models = team(router_lm, experts, "steady", reachable=2)
+    def models(size: str, longest: int) -> Models:
+        router_lm, experts = build(size, 2, torch.float32, longest + 1024)
+        return team(router_lm, experts, "steady", reachable=2)
+
+    sharing, arriving = models(options.shared_size, options.shared), models(options.size, options.long)
     return {
         **record(),
-        "what": {"models": f"random Llama, {options.size}, float32", "new tokens": NEW, "rounds": options.rounds},
+        "what": {
+            "models": f"random Llamas, float32: {options.shared_size} share a prefix, {options.size} get a long prompt",
+            "new tokens": NEW,
+            "rounds": options.rounds,
+        },
         "shared prefix": part(
-            "shared prefix", lambda: shared(models, options.requests, options.shared, options.rounds)
+            "shared prefix", lambda: shared(sharing, options.requests, options.shared, options.rounds)
         ),
-        "long prompt": part("long prompt", lambda: arrivals(models, options.long, options.rounds, options.chunk)),
+        "long prompt": part("long prompt", lambda: arrivals(arriving, options.long, options.rounds, options.chunk)),
     }
 
 
@@ -164,7 +173,8 @@ def render(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = described(__doc__)
-    parser.add_argument("--size", choices=SIZES, default="200m")
+    parser.add_argument("--size", choices=SIZES, default="200m", help="of the models that meet the long prompt")
+    parser.add_argument("--shared-size", choices=SIZES, default="50m", help="of those that share a prefix")
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--shared", type=int, default=1000, help="tokens that the requests share")
     parser.add_argument("--long", type=int, default=4000, help="tokens of the long prompt")

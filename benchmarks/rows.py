@@ -108,7 +108,7 @@ SCRIPTS = (
         needs=(TEAM,),
         needs_quick=(TEAM,),
     ),
-    Script("prompts", quick="--size tiny --requests 4 --shared 64 --long 128 --chunk 32 --rounds 1"),
+    Script("prompts", quick="--size tiny --shared-size tiny --requests 4 --shared 64 --long 128 --chunk 32 --rounds 1"),
     Script("safe_speed", quick="--size tiny --new 8 --questions 2 --rounds 1", full="--questions 8"),
     Script("modelco_speed", quick="--quick", needs_quick=(MODELCO,)),
     Script("vllm_speed", quick="--quick", needs=(VLLM,), needs_quick=(VLLM,), python=VLLM.path),

@@ -30,6 +30,7 @@ from speed_table import PAGE, RESULTS, unreadable, write_page
 DONE, SKIPPED, FAILED = "done", "skipped", "FAILED"
 WORKERS = 2  # of a quick run, in which times mean nothing
 TIME_LIMIT = 300.0  # seconds of one script in a quick run
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass(frozen=True)
@@ -79,27 +80,42 @@ def one(script: Script, arguments: str, needs: Sequence[Need], output: Path, *, 
     if not (ROOT / "benchmarks" / f"{script.name}.py").exists():
         return Outcome(script, FAILED, word=f"there is no benchmarks/{script.name}.py")
     began, before = time.perf_counter(), _written(output)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     try:
-        process = subprocess.run(
-            command(script, arguments, output), cwd=ROOT, text=True, check=False, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, env=environment | ({"OMP_NUM_THREADS": "1"} if quiet else {}),
-            timeout=TIME_LIMIT if quiet else None,
-        )  # fmt: skip
+        code, said = (_tried if quiet else _watched)(command(script, arguments, output))
     except subprocess.TimeoutExpired:
         return Outcome(script, FAILED, time.perf_counter() - began, f"not done within {TIME_LIMIT:.0f} s")
-    seconds, said = time.perf_counter() - began, process.stdout.strip()
-    if not quiet:
-        print(said)
+    seconds = time.perf_counter() - began
     last = said.splitlines()[-1] if said else ""
     if last.startswith("skipped:"):
         return Outcome(script, SKIPPED, word=last.removeprefix("skipped: "))
-    if process.returncode or _written(output) == before:
+    if code or _written(output) == before:
         words = said[-2000:] if quiet else last
-        return Outcome(script, FAILED, seconds, f"exit code {process.returncode}\n{words}")
+        return Outcome(script, FAILED, seconds, f"exit code {code}\n{words}")
     if problems := list(unreadable(script.name, json.loads(output.read_text(encoding="utf-8")))):
         return Outcome(script, FAILED, seconds, "; ".join(problems))
     return Outcome(script, DONE, seconds)
+
+
+def _watched(words: Sequence[str]) -> tuple[int, str]:
+    """Exit code and what was said, shown while it is said: some take half an hour."""
+    with subprocess.Popen(
+        words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        said = b""
+        while piece := process.stdout.read1():  # type: ignore[union-attr]
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+            said += piece
+        return process.wait(), said.decode(errors="replace").strip()
+
+
+def _tried(words: Sequence[str]) -> tuple[int, str]:
+    """The same on one thread, in silence and within a limit."""
+    process = subprocess.run(
+        words, cwd=ROOT, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"}, text=True, check=False, timeout=TIME_LIMIT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return process.returncode, process.stdout.strip()
 
 
 def command(script: Script, arguments: str, output: Path) -> list[str]:

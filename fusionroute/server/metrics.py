@@ -1,10 +1,12 @@
 """What is measured of a running server, in the text format of Prometheus."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 
 import prometheus_client as prometheus
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 Reading = Callable[[], float]
 
@@ -48,12 +50,19 @@ class Metrics:
         # looked up for every token; the labels are names of the offer, so there are few
         self._generated_by, self._between_of = cache(self._generated.labels), cache(self._between.labels)
 
-    def watch(self, models: Iterable[str], cache_rows: Mapping[str, Reading], **gauges: tuple[str, Reading]) -> None:
+    def watch(
+        self,
+        models: Iterable[str],
+        cache_rows: Mapping[str, Reading],
+        counts: Mapping[str, tuple[str, Mapping[str, Reading]]],
+        **gauges: tuple[str, Reading],
+    ) -> None:
         """Read these whenever metrics are asked for.
 
         Args:
             models: the ids on offer.
             cache_rows: of each loaded model, how many rows its cache holds.
+            counts: by name, what each means and how many there were so far, by model.
             gauges: by name, what each means and its value.
         """
         self._models = frozenset(models)
@@ -64,6 +73,7 @@ class Metrics:
         )
         for model, reading in cache_rows.items():
             rows.labels(model).set_function(reading)
+        self.registry.register(_Counts(counts))
 
     def count_request(self, endpoint: str, model: str | None, status: int, seconds: float) -> None:
         """One answered HTTP request.
@@ -103,3 +113,17 @@ class Metrics:
     def render(self) -> tuple[bytes, str]:
         """What ``/metrics`` answers, and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class _Counts(Collector):
+    """Counters that somebody else keeps, by model."""
+
+    def __init__(self, counts: Mapping[str, tuple[str, Mapping[str, Reading]]]):
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        for name, (help, readings) in self._counts.items():
+            family = CounterMetricFamily(f"fusionroute_{name}", help, labels=["model"])
+            for model, reading in readings.items():
+                family.add_metric([model], reading())
+            yield family

@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -383,10 +383,21 @@ class Worker:
                 self._open.pop(ticket, None)
 
     def _watch(self) -> None:
-        scheduler, runners = self.offer.scheduler, self.offer.runners
+        scheduler = self.offer.scheduler
+        runners = [runner for runner in self.offer.runners if isinstance(runner, Runner)]
+        methods = {name: offered.engine.method for name, offered in self.offer.items()}
+        drafting = {name: method for name, method in methods.items() if getattr(method, "drafted", None) is not None}
         self.metrics.watch(
             self.offer,
-            {runner.name: partial(_rows, runner) for runner in runners if isinstance(runner, Runner)},
+            {runner.name: partial(_rows, runner) for runner in runners},
+            {
+                "drafted_tokens": ("Tokens that were drafted for models to check.", _counted(drafting, "drafted")),
+                "kept_tokens": ("Drafted tokens that stand.", _counted(drafting, "kept")),
+                "reused_tokens": (
+                    "Tokens of prompts that a model did not read, since an earlier one began alike.",
+                    _counted({runner.name: runner for runner in runners}, "tokens_reused"),
+                ),
+            },
             requests_running=(
                 "Requests that have not ended, waiting ones included.",
                 lambda: len(self._open) + len(self._arrived),
@@ -410,6 +421,10 @@ def retry_after(promised: int, tokens: float, seconds: float, most: float) -> in
 
 def _rows(runner: Runner) -> int:
     return len(runner.cache.lengths)
+
+
+def _counted(counters: Mapping[str, object], attribute: str) -> dict[str, Callable[[], float]]:
+    return {name: partial(getattr, counter, attribute) for name, counter in counters.items()}
 
 
 def _leave(engine: Engine, sequence: Sequence) -> None:

@@ -59,3 +59,16 @@ def test_a_result_without_the_figure_of_a_row_fails(tmp_path: Path, monkeypatch:
     outcome = run.one(Script("roma_speed", quick=""), "", (), tmp_path / "out.json", quiet=True)
     assert outcome.state == run.FAILED
     assert "RoMA: training step ÷ plain router tuning: no figure (KeyError" in outcome.word
+
+
+def test_a_long_run_is_watched_while_it_says_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "made_up.py").write_text("print('half ...', end=' ', flush=True)\n" + WRITES)
+    assert run.one(Script("made_up", quick=""), "", (), tmp_path / "out.json").state == run.DONE
+    assert capsys.readouterr().out == "half ... "
+    (tmp_path / "benchmarks" / "made_up.py").write_text("raise ValueError('too slow')")
+    outcome = run.one(Script("made_up", quick=""), "", (), tmp_path / "out.json")
+    assert (outcome.state, outcome.word) == (run.FAILED, "exit code 1\nValueError: too slow")

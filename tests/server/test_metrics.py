@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import tiny_server
+from fusionroute.engine.speculation import SpeculationSettings
 from fusionroute.server.metrics import Metrics
 from fusionroute.server.worker import Worker
 from tiny_server import NAME, ask, running
@@ -71,7 +72,22 @@ def test_what_is_rendered_is_prometheus_text_with_every_name(offer) -> None:
     names = {family.name for family in text_string_to_metric_families(text.decode())}
     wanted = ["requests", "requests_running", "sequences_waiting", "sequences_running", "cache_rows", "prompt_tokens"]
     wanted += ["generated_tokens", "finished", "time_to_first_token_seconds", "time_between_tokens_seconds"]
+    wanted += ["reused_tokens", "drafted_tokens", "kept_tokens"]
     assert {f"fusionroute_{name}" for name in [*wanted, "request_seconds"]} <= names
+
+
+def test_drafts_and_reused_beginnings_are_counted_where_they_happen(offer) -> None:
+    with running(tiny_server.offer(speculation=SpeculationSettings(drafter="router", adaptive=False))) as worker:
+        ask(worker, "hi " * 20, max_new_tokens=9, ignore_eos=True).wait()
+        ask(worker, "hi " * 20, max_new_tokens=9, ignore_eos=True).wait()
+        method, runners, metrics = worker.offer[NAME].engine.method, worker.offer.runners, worker.metrics
+        assert value(metrics, "drafted_tokens_total", model=NAME) == method.drafted > 0
+        assert value(metrics, "kept_tokens_total", model=NAME) == method.kept
+        for runner in runners:
+            assert value(metrics, "reused_tokens_total", model=runner.name) == runner.tokens_reused
+        assert any(runner.tokens_reused for runner in runners)
+    with running(offer) as worker:
+        assert value(worker.metrics, "drafted_tokens_total", model=NAME) is None, "nobody drafts"
 
 
 def test_two_servers_in_one_process_do_not_meet(offer) -> None:
