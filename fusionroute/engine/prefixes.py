@@ -3,6 +3,7 @@
 Knows the tokens that stand behind each row of a cache, and copies of rows that have left. Knows nothing of models.
 """
 
+import weakref
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ class Prefixes:
 
     def __init__(self, cache: SlotCache):
         self.cache = cache
-        cache.before_growth = self._give_way
+        me = weakref.proxy(self)  # a cycle of the two would keep gigabytes until Python looks for cycles
+        cache.before_growth = lambda tokens: me._give_way(tokens)
         self.stored: list[Stored] = []  # the latest used last
         self._ids: dict[Hashable, list[int]] = {}
         self._distrusted: set[Hashable] = set()

@@ -38,6 +38,7 @@ class NgramDrafter:
 
     def forget(self, sequence: Sequence) -> None:
         self._indices.pop(sequence, None)
+        self.guesses.pop(sequence, None)
 
     def _propose(self, sequence: Sequence, room: int) -> list[int]:
         if sequence not in self._indices:

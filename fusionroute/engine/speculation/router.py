@@ -44,7 +44,7 @@ class RouterDrafter:
         return list(lengths)
 
     def forget(self, sequence: Sequence) -> None:
-        """Nothing is kept beyond a round."""
+        self.guesses.pop(sequence, None)
 
     def _guess(self, positions: Positions, reading: Reading, sure: float) -> None:
         said = proposals(positions.sequences, reading.logits[:, -1].float(), sure)
