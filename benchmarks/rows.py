@@ -104,9 +104,8 @@ SCRIPTS = (
     Script("scaling", quick="--quick --new 4 --rounds 1", full="--picture docs/images/scaling.svg"),
     Script(
         "speculation",
-        quick="--questions 1 --rounds 1 --lengths 2 --wider 2 --new 8",
+        quick="--team untrained --questions 1 --rounds 1 --lengths 2 --wider 2 --new 8",
         needs=(TEAM,),
-        needs_quick=(TEAM,),
     ),
     Script("prompts", quick="--size tiny --shared-size tiny --requests 4 --shared 64 --long 128 --chunk 32 --rounds 1"),
     Script("safe_speed", quick="--size tiny --new 8 --questions 2 --rounds 1", full="--questions 8"),

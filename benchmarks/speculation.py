@@ -32,8 +32,11 @@ from fusionroute.engine.sequence import Completion
 from fusionroute.engine.sequence import Sequence as Answer
 from fusionroute.engine.speculation import SpeculationSettings, new_pace
 from fusionroute.methods.fusion_route import FusionRoute
+from fusionroute.models.loading import load_model, load_tokenizer
 from fusionroute.models.team import TeamModels
+from fusionroute.zoo.build import weights_folder
 from fusionroute.zoo.contest import DECODING, unseen
+from fusionroute.zoo.team import EXPERTS, PROMPT, ROUTER_START
 
 OFF = "off"
 DECODINGS = {
@@ -41,6 +44,7 @@ DECODINGS = {
     "temperature 1": DECODING.model_copy(update={"do_sample": True, "temperature": 1.0, "seed": 5}),
     "temperature 0.7": DECODING.model_copy(update={"do_sample": True, "temperature": 0.7, "seed": 5}),
 }
+UNTRAINED = Path("untrained")
 WIDER = [4, 16]  # times the neurons: so that the router is about a quarter of an expert, and a fourteenth
 
 
@@ -244,10 +248,17 @@ def hopeless(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def untrained() -> TeamModels:
+    """The zoo's experts and a router that has not learnt to choose: enough to try this script."""
+    experts = {name: load_model(weights_folder(name)) for name in EXPERTS}
+    router = Router(load_model(weights_folder(ROUTER_START)), len(experts)).eval()
+    return TeamModels(router, experts, load_tokenizer(weights_folder(ROUTER_START)), PROMPT)
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     transformers.logging.disable_progress_bar()
-    team = TeamModels.from_pretrained(options.team)
+    team = untrained() if options.team == UNTRAINED else TeamModels.from_pretrained(options.team)
     prompts = [team.prompt_format.encode(each.prompt) for task in unseen(options.questions).values() for each in task]
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "zoo": lambda: zoo(team, prompts, options),
@@ -298,7 +309,9 @@ def _row(label: str, name: str, found: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = described(__doc__)
-    parser.add_argument("--team", type=Path, default=Path("runs/zoo_comparison/team-0"))
+    parser.add_argument(
+        "--team", type=Path, default=Path("runs/zoo_comparison/team-0"), help=f"a folder, or {UNTRAINED}: just to try"
+    )
     parser.add_argument("--questions", type=int, default=16, help="of each of the zoo's seven tasks")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 8, 16], help="fixed lengths of drafts")
