@@ -7,7 +7,8 @@ The bandwidth is that of the fastest of several kernels that read a buffer much 
 threads as the models get; each is repeated, and its median counts. In every round the fastest is timed again, then
 every candidate decodes; a share is that of one round. Bytes are counted, not estimated: all weights but the table of
 input embeddings, of which a step reads one row (unless the output layer is the same table), and the keys and values of
-the positions before. Prompts are left out of the time and of the bytes.
+the positions before. Prompts are left out of the time and of the bytes. A step's matrix products alone, by the same
+kernels, say what is left to gain around them.
 """
 
 import argparse
@@ -21,10 +22,12 @@ import torch
 from decoding import Ours, Theirs, random_prompts
 from engine_speed import SIZES, VOCABULARY, build, team
 from measuring import described, part, quotients, record, run, spread, table, timed, with_spread
+from torch import nn
 from transformers import PreTrainedModel
 
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.methods.single import Single
+from fusionroute.models.linear import use_fast_linears
 
 PROMPT, COLUMNS = 32, 2**12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,6 +77,29 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return whole if is_read_by_the_output else whole - embedding.nbytes + embedding[0].nbytes
 
 
+class Products:
+    """The matrix products of a step of one sequence and nothing else, by the kernels that our engine uses."""
+
+    def __init__(self, model: PreTrainedModel, repeats: int):
+        use_fast_linears(model)
+        self.layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+        self.inputs = {layer.in_features: torch.ones(1, layer.in_features, dtype=model.dtype) for layer in self.layers}
+        self.repeats = repeats
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.weight.nbytes for layer in self.layers)
+
+    @torch.inference_mode()
+    def __call__(self) -> float:
+        """Seconds of one step's."""
+        return timed(lambda: [self._step() for _ in range(self.repeats)]) / self.repeats
+
+    def _step(self) -> None:
+        for layer in self.layers:
+            layer(self.inputs[layer.in_features])
+
+
 def cache_bytes(model: PreTrainedModel, new: int) -> float:
     """Bytes of keys and values that a step reads, on average over those from the first new token to the last."""
     config = model.config
@@ -108,7 +134,9 @@ def shares(options: argparse.Namespace, dtype: torch.dtype, bandwidth: Callable[
     router_lm, experts = build(options.size, 2, dtype)
     models, prompts = team(router_lm, experts, "steady"), random_prompts(1, PROMPT, VOCABULARY)
     dense = experts[0]
+    products = Products(dense, options.new)
     candidates: dict[str, Callable[[], float]] = {
+        "one model, its matrix products alone": products,
         "one model, transformers.generate": Theirs(dense, prompts, options.new),
         "one model, our engine": Ours(lambda: Single(dense, "dense"), prompts, options.new),
         "team, our engine": Ours(lambda: FusionRoute(models), prompts, options.new),  # type: ignore[arg-type]
@@ -116,6 +144,7 @@ def shares(options: argparse.Namespace, dtype: torch.dtype, bandwidth: Callable[
     one = weight_bytes(dense) + cache_bytes(dense, options.new)
     route_head = sum(weight.nbytes for weight in models.router.route_head.parameters())
     read = dict.fromkeys(candidates, one) | {"team, our engine": 2 * one + route_head}
+    read["one model, its matrix products alone"] = products.bytes
     speeds, seconds = _rounds(candidates, bandwidth, options.rounds)
     return {
         "bandwidth, bytes/s": spread(speeds),
@@ -123,9 +152,6 @@ def shares(options: argparse.Namespace, dtype: torch.dtype, bandwidth: Callable[
             name: {
                 "share of bandwidth": spread(quotients([read[name] / each for each in seconds[name]], speeds)),
                 "bytes read per token": read[name],
-                "of them weights": 2 * weight_bytes(dense) + route_head
-                if name.startswith("team")
-                else weight_bytes(dense),
                 "milliseconds per token": 1000 * statistics.median(seconds[name]),
             }
             for name in candidates

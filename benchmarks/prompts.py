@@ -97,6 +97,8 @@ def arrival(models: Models, length: int, chunk: int | None) -> dict[str, Any]:
         after.append(gap)
         waits += waited
     assert not any(sequence.is_finished for sequence in running), "they write all the while"
+    for sequence in running:
+        engine.cancel(sequence)  # and with that the memory that the next engine is to have
     return {
         "chunk": chunk,
         "largest gap / ordinary step": max(gaps) / ordinary,

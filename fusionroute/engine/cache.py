@@ -4,6 +4,8 @@ Letters in shapes: B rows read in this pass, T new tokens (the widest row's), L 
 Knows nothing about sequences: rows belong to whatever handles their owner uses.
 """
 
+import math
+import mmap
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
+
+LAZILY = 2**22  # bytes from which zeros are not written
 
 
 @dataclass
@@ -84,6 +88,7 @@ class SlotCache(Cache):
         self.lengths: dict[Hashable, int] = {}
         self._row: dict[Hashable, int] = {}
         self._promised: dict[Hashable, int] = {}
+        self._written: dict[int, int] = {}  # by row: positions behind which nothing but zeros stands
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._capacity = (0, 0)  # rows, positions
@@ -102,9 +107,7 @@ class SlotCache(Cache):
         """Give ``handle`` an empty row; it promises never to be longer than ``max_length``."""
         row = self._row[handle] = len(self._row)
         self.lengths[handle], self._promised[handle] = 0, max_length
-        for buffer in (*self._keys, *self._values):
-            if row < len(buffer):
-                buffer[row].zero_()  # a former owner's NaN would survive any mask (0 x NaN is NaN)
+        self._clear(row, 0)  # a former owner's NaN would survive any mask (0 x NaN is NaN)
 
     def cut(self, handle: Hashable, length: int) -> None:
         """Forget the positions of ``handle`` from ``length`` on."""
@@ -120,10 +123,11 @@ class SlotCache(Cache):
             moved = next(other for other, at in self._row.items() if at == last)
             self._row[moved] = row
             length = self.lengths[moved]
+            self._clear(row, length)
             for buffer in (*self._keys, *self._values):
                 if last < len(buffer):
-                    buffer[row].zero_()
                     buffer[row, :, :length] = buffer[last, :, :length]
+            self._written[row] = length
 
     def stretch(self, handle: Hashable, length: int) -> Stretch:
         """The first ``length`` positions of a row, as they are now: a view, which the next pass may overwrite."""
@@ -137,6 +141,7 @@ class SlotCache(Cache):
         """Let the row of ``handle``, which holds the first of these positions, go on with a copy of the others."""
         self.make_room(stretch.length)
         row, held = self._row[handle], self.lengths[handle]
+        self._will_write(row, stretch.length)
         for buffers, layers in ((self._keys, stretch.keys), (self._values, stretch.values)):
             for buffer, positions in zip(buffers, layers, strict=True):
                 buffer[row, :, held : stretch.length] = positions[:, held:]
@@ -147,6 +152,8 @@ class SlotCache(Cache):
         rows, starts = [self._row[handle] for handle in handles], [self.lengths[handle] for handle in handles]
         self._plan = ReadPlan(rows, starts, counts)
         self.make_room(self._plan.longest)
+        for row, end in zip(rows, self._plan.ends, strict=True):
+            self._will_write(row, end)
         self._index = None if self._plan.is_uniform and self._plan.is_contiguous else _WriteIndex(self._plan)
         return self._plan
 
@@ -191,6 +198,7 @@ class SlotCache(Cache):
             for layer, old in enumerate(buffers):
                 buffers[layer] = self._moved(old, rows, positions)
         self._capacity = (rows, positions)
+        self._written = {row: self.lengths[handle] for handle, row in self._row.items()}
 
     # what transformers' models call
 
@@ -227,17 +235,37 @@ class SlotCache(Cache):
         """The layer's rectangle, made when it is first written."""
         if layer == len(buffers):
             rows, positions = self._capacity
-            buffers.append(new.new_zeros(rows, new.shape[1], positions, new.shape[3]))
+            buffers.append(_zeros(new, rows, new.shape[1], positions, new.shape[3]))
         return buffers[layer]
+
+    def _will_write(self, row: int, end: int) -> None:
+        self._written[row] = max(end, self._written.get(row, 0))
+
+    def _clear(self, row: int, start: int) -> None:
+        """Nothing but zeros behind ``start`` in that row; what was never written is not touched."""
+        end = self._written.pop(row, 0)
+        for buffer in (*self._keys, *self._values) if start < end else ():
+            if row < len(buffer):
+                buffer[row, :, start:end].zero_()
 
     def _moved(self, old: Tensor, rows: int, positions: int) -> Tensor:
         """What rows hold, in a larger rectangle; what lies behind a row's length says nothing."""
-        new = old.new_zeros(rows, old.shape[1], positions, old.shape[3])
+        new = _zeros(old, rows, old.shape[1], positions, old.shape[3])
         for handle, row in self._row.items():
             length = self.lengths[handle]
             if length:
                 new[row, :, :length] = old[row, :, :length]
         return new
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """On a CPU memory that the system hands out as it is written: room for a long prompt then costs nothing where most
+    rows stay short, neither memory nor the seconds for which everybody would wait.
+    """
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or size < LAZILY:
+        return like.new_zeros(shape)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype).view(shape)
 
 
 class _WriteIndex:

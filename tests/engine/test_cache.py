@@ -1,5 +1,7 @@
+import random
 from functools import partial
 
+import psutil
 import pytest
 import torch
 
@@ -142,3 +144,40 @@ def test_a_row_begins_with_a_copy_of_another() -> None:
     kept.values[-1][0, 2, 0] = float("nan")
     assert not kept.is_finite
     assert kept.begin(2).is_finite
+
+
+def test_whatever_joins_leaves_and_is_cut_a_row_begins_without_a_trace_of_its_former_owners() -> None:
+    chance, cache = random.Random(0), SlotCache()
+    alive: list[str] = []
+    for step in range(600):
+        action = chance.choice(["join", "join", "read", "read", "read", "cut", "leave"])
+        if action == "join" and len(alive) < 6:
+            alive.append(f"{step}")
+            cache.join(alive[-1], 64)
+            if cache.capacity[0] > cache.row(alive[-1]):
+                assert not cache._keys[0][cache.row(alive[-1])].any(), "former owners wrote nothing but NaN"
+        elif alive and action == "read":
+            handle = chance.choice(alive)
+            if cache.lengths[handle] < 48:
+                read(cache, [handle], [chance.randrange(1, 16)], float("nan"))
+        elif alive and action == "cut":
+            handle = chance.choice(alive)
+            cache.cut(handle, chance.randrange(cache.lengths[handle] + 1))
+        elif alive and action == "leave":
+            cache.leave(alive.pop(chance.randrange(len(alive))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_room_on_a_cpu_is_no_memory_until_it_is_written(dtype: torch.dtype) -> None:
+    cache, process = SlotCache(), psutil.Process()
+    cache.join("short", 10)
+    cache.join("long", 2**16)
+    before = process.memory_info().rss
+    cache.make_room(2**16)
+    plan = cache.plan(["short"], [1])
+    new = torch.ones(1, 64, plan.width, 64, dtype=dtype)
+    keys, _ = cache.update(new, new, 0)
+    assert keys.dtype == dtype
+    assert keys.tolist() == new.tolist()
+    assert cache.nbytes >= 2**30
+    assert process.memory_info().rss - before < 2**26
