@@ -55,7 +55,7 @@ class Engine:
             each model copies what it keeps of them. What is copied was computed in passes of other shapes, so in
             bfloat16 near ties may fall otherwise than without; and whoever shares a server can tell by response times
             whether others began alike. False has every token read.
-        prefill_chunk: tokens of a prompt that a model reads between two rounds in which others write, so that a long
+        prefill_chunk: tokens of prompts that are read between two rounds in which others write, so that a long
             prompt does not stall them; None = what suits the device. More makes the prompt's own answer begin sooner.
             `generate`, of which nobody sees a token before all have come, reads prompts whole.
         scheduler: the one of several engines, by `shared_scheduler` over all their methods, which has set

@@ -1,9 +1,8 @@
 """A long prompt comes in parts while others write: who may write this round, and what the others read meanwhile."""
 
-from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -32,30 +31,30 @@ def chunk_for(device: torch.device, wanted: int | None = None) -> int:
 
 @dataclass
 class Budget:
-    """What models may read in one round in which others write, lest these wait.
+    """How much of prompts may be read in one round in which others write, lest these wait.
 
     Of a sequence that is being written a model may always read what it has missed of late: ``usual`` tokens. All else,
-    prompts above all, is at most ``chunk`` tokens for each model and round, first come, first served. So a model reads
-    at most ``chunk`` and ``usual`` for every sequence that is being written, drafts left out; prompts of which the own
-    log-probabilities are asked for have another ``chunk``.
+    prompts above all, is at most ``chunk`` tokens a round, first come, first served. Models that read the same tokens
+    of a sequence spend them once, as a step of theirs takes longer by as much; one that begins when another has ended,
+    as an expert after the router, waits for the next round. Prompts of which the own log-probabilities are asked for
+    have another ``chunk``.
 
     Attributes:
         is_alone: whether no sequences of other engines are being written.
+        spent: tokens, so far.
     """
 
     chunk: int
     is_alone: bool = True
-    _spent: Counter[AnyRunner] = field(default_factory=Counter)
+    spent: int = 0
 
     @property
     def usual(self) -> int:
         return max(FEW, self.chunk)
 
-    def left(self, runner: AnyRunner) -> int:
-        return self.chunk - self._spent[runner]
-
-    def spend(self, runner: AnyRunner, tokens: int) -> None:
-        self._spent[runner] += tokens
+    @property
+    def left(self) -> int:
+        return self.chunk - self.spent
 
 
 def read_in_parts(asked: Mapping[Sequence, Asked], budget: Budget | None) -> list[Sequence]:
@@ -79,18 +78,16 @@ def read_in_parts(asked: Mapping[Sequence, Asked], budget: Budget | None) -> lis
         if sequence in writing or _is_within(budget, pairs):
             may_write.append(sequence)
         else:
-            for runner, handle in pairs:
-                read_a_part(runner, handle, budget)
+            read_a_part(pairs, budget)
     return may_write
 
 
 def _is_within(budget: Budget, pairs: Asked) -> bool:
-    """Whether a sequence can be read in this round; if so, that is spent."""
-    counts = [_to_read(runner, handle, budget.left(runner)) for runner, handle in pairs]
-    if any(count > budget.left(runner) for (runner, _), count in zip(pairs, counts, strict=True)):
+    """Whether a sequence can be read in this round; if so, that is spent. The last token is what all read."""
+    beyond = max((_to_read(runner, handle, budget.left) - 1 for runner, handle in pairs), default=0)
+    if beyond > budget.left:
         return False
-    for (runner, _), count in zip(pairs, counts, strict=True):
-        budget.spend(runner, count)
+    budget.spent += max(0, beyond)
     return True
 
 
@@ -104,20 +101,22 @@ def too_far_behind(runner: AnyRunner, handles: ListLike[Readable], drafted: List
     for at, (handle, draft) in enumerate(zip(handles, drafted, strict=True)):
         beyond = _missing(runner, handle) - draft - budget.usual
         if beyond > 0:
-            beyond = _to_read(runner, handle, budget.left(runner)) - draft - budget.usual
-        if beyond > budget.left(runner):
+            beyond = _to_read(runner, handle, budget.left) - draft - budget.usual
+        if beyond > budget.left:
             late.append(at)
-        elif beyond > 0:
-            budget.spend(runner, beyond)
+        else:
+            budget.spent += max(0, beyond)
     return late
 
 
-def read_a_part(runner: AnyRunner, handle: Readable, budget: Budget) -> None:
-    """Read as much as the budget allows, but not the last token."""
-    count = min(budget.left(runner), _missing(runner, handle) - 1)
-    if isinstance(runner, Runner) and count > 0:
-        runner.read_ahead([handle], [count])
-        budget.spend(runner, count)
+def read_a_part(pairs: Asked, budget: Budget) -> None:
+    """Let models read as much of a sequence as the budget allows, but not its last token."""
+    left = budget.left
+    for runner, handle in pairs:
+        count = min(left, _missing(runner, handle) - 1)
+        if isinstance(runner, Runner) and count > 0:
+            runner.read_ahead([handle], [count])
+            budget.spent = max(budget.spent, budget.chunk - left + count)
 
 
 def is_writing(sequence: Sequence) -> bool:

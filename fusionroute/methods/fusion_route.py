@@ -183,7 +183,7 @@ class FusionRoute(Method):
                 self._awaited.pop(sequence, None)
             else:
                 self._awaited[sequence] = runner = self.experts[experts[begins[at]]]
-                read_a_part(runner, sequence, self._budget)
+                read_a_part([(runner, sequence)], self._budget)
         return reach
 
     def _ask_router(self, positions: Positions) -> tuple[Tensor, Tensor]:

@@ -93,17 +93,37 @@ def test_prompts_come_in_their_order_of_arrival(team) -> None:
     assert most <= 10 + 4 * FEW
 
 
-def test_a_model_reads_first_for_who_came_first(team) -> None:
-    """The router is done with the long prompt; while its expert reads, the router is free for the next."""
+def test_a_round_reads_one_chunk_whichever_model_reads_it(team) -> None:
+    """First the router, then the expert that it chose, then what the next prompt needs; never two of them at once."""
     engine = Engine(FusionRoute(team), prefill_chunk=10)
-    router = engine.method.runners[0]
     engine.submit([10, 11], WRITING)
     engine.step()
-    long, short = engine.submit(tokens(70, seed=1), BRIEF), engine.submit(tokens(15, seed=2), BRIEF)
-    while router.missing(long) > 10:
-        assert router.missing(short) == 15
+    parts: list[tuple[str, int]] = []
+    for runner in engine.method.runners:
+        runner.read_ahead = lambda handles, counts, runner=runner: (  # type: ignore[method-assign]
+            parts.append((runner.name, *counts)),
+            Runner.read_ahead(runner, handles, counts),
+        )
+    long, short = engine.submit(tokens(75, seed=1), BRIEF), engine.submit(tokens(60, seed=2), BRIEF)
+    readers = set()
+    while not short.position:
+        parts.clear()
         engine.step()
+        assert sum(count for _, count in parts) <= 10
+        assert long.position or not short.position, "first come, first served"
+        readers |= {name for name, _ in parts}
+    assert len(readers) > 1
     engine.run([long, short])
+
+
+def test_a_prompt_of_which_one_token_is_left_waits_for_nobody(team) -> None:
+    engine = Engine(FusionRoute(team), prefill_chunk=10)
+    engine.submit([10, 11], WRITING)
+    engine.step()
+    engine.submit(tokens(90, seed=1), BRIEF)
+    single = engine.submit([12], BRIEF)
+    engine.step()
+    assert single.position == 1
 
 
 def averaging(team, **make) -> Averaging:
@@ -257,16 +277,16 @@ def test_a_draft_ends_where_an_expert_has_too_much_to_read(team) -> None:
 
 
 def test_a_chunk_is_spent_once_in_a_round(team) -> None:
-    """What a model reads before the round is no longer to be had within it."""
-    model = Runner(team.experts["math"], "math")
+    """What is read before the round, by whichever model, is no longer to be had within it."""
+    model, other = (Runner(team.experts[name], name) for name in ("math", "code"))
     budget = Budget(20)
     waiting, surprising, lagging = (Sequence(tokens(length, seed=length), WRITING) for length in (90, 91, 35))
-    read_a_part(model, waiting, budget)
-    assert (model.tokens_read, budget.left(model)) == (20, 0)
+    read_a_part([(model, waiting), (other, waiting)], budget)
+    assert (model.tokens_read, other.tokens_read, budget.left) == (20, 20, 0)
     assert too_far_behind(model, [surprising, lagging], [0, 0], budget) == [0, 1]
     assert too_far_behind(model, [lagging], [15], budget) == [], "nobody waits for drafts"
-    read_a_part(model, surprising, budget)
-    assert model.tokens_read == 20
+    read_a_part([(other, surprising)], budget)
+    assert other.tokens_read == 20
     assert too_far_behind(model, [surprising, lagging], [0, 0], Budget(20)) == [0]
 
 

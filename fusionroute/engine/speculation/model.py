@@ -72,7 +72,7 @@ class ModelDrafter:
         for at, sequence in enumerate(sequences):
             if ready[at] and isinstance(self.runner, Runner) and self.runner.missing(sequence) > PART:
                 ready[at] = 0
-                read_a_part(self.runner, sequence, budget)
+                read_a_part([(self.runner, sequence)], budget)
         return ready
 
     def _give_up(self, positions: Positions, at: int) -> None:
