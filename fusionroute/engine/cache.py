@@ -4,7 +4,6 @@ Letters in shapes: B rows read in this pass, T new tokens (the widest row's), L 
 Knows nothing about sequences: rows belong to whatever handles their owner uses.
 """
 
-import math
 import mmap
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -76,7 +75,8 @@ class SlotCache(Cache):
 
     Memory is one rectangle ``[rows, H, positions, D]`` per layer for keys and one for values. They grow by doubling,
     rows times positions never beyond ``token_limit``, provided that rows times the longest promised length fits it:
-    whoever lets handles join sees to that.
+    whoever lets handles join sees to that. Large ones on a CPU reserve the longest promised length at once, which takes
+    no memory before it is written, and spares everybody the move when a row grows longer.
 
     Attributes:
         before_growth: told how many tokens the rectangle is about to have, so that others give way in time.
@@ -166,12 +166,14 @@ class SlotCache(Cache):
 
     @property
     def capacity(self) -> tuple[int, int]:
-        """Rows and positions of every layer's rectangle."""
+        """Rows and positions of every layer's rectangle that may be written."""
         return self._capacity
 
     @property
     def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
+        """Of what may be written; what is reserved beyond takes no memory."""
+        rows, positions = self._capacity
+        return rows * positions * self.bytes_per_token
 
     @property
     def bytes_per_token(self) -> int:
@@ -193,12 +195,13 @@ class SlotCache(Cache):
         rows = max(need_rows, min(rows if need_rows <= rows else 2 * rows, room))
         if self.before_growth is not None:
             self.before_growth(rows * positions)
-        self._capacity = (0, 0)  # whoever runs out of memory halfway begins anew
-        for buffers in (self._keys, self._values):
-            for layer, old in enumerate(buffers):
-                buffers[layer] = self._moved(old, rows, positions)
+        if not self._is_reserved(rows, positions):
+            self._capacity = (0, 0)  # whoever runs out of memory halfway begins anew
+            for buffers in (self._keys, self._values):
+                for layer, old in enumerate(buffers):
+                    buffers[layer] = self._moved(old, rows, positions)
+            self._written = {row: self.lengths[handle] for handle, row in self._row.items()}
         self._capacity = (rows, positions)
-        self._written = {row: self.lengths[handle] for handle, row in self._row.items()}
 
     # what transformers' models call
 
@@ -234,8 +237,7 @@ class SlotCache(Cache):
     def _buffer(self, buffers: list[Tensor], new: Tensor, layer: int) -> Tensor:
         """The layer's rectangle, made when it is first written."""
         if layer == len(buffers):
-            rows, positions = self._capacity
-            buffers.append(_zeros(new, rows, new.shape[1], positions, new.shape[3]))
+            buffers.append(self._rectangle(new, *self._capacity))
         return buffers[layer]
 
     def _will_write(self, row: int, end: int) -> None:
@@ -248,24 +250,28 @@ class SlotCache(Cache):
             if row < len(buffer):
                 buffer[row, :, start:end].zero_()
 
+    def _is_reserved(self, rows: int, positions: int) -> bool:
+        buffers = (*self._keys, *self._values)
+        return bool(buffers) and all(len(each) == rows and positions <= each.shape[2] for each in buffers)
+
+    def _rectangle(self, like: Tensor, rows: int, positions: int) -> Tensor:
+        """Zeros; large ones on a CPU in memory that the system hands out as it is written: room for a long answer or
+        prompt then costs nothing while rows stay short, neither memory nor the seconds for which everybody would wait.
+        """
+        heads, size, reserved = like.shape[1], like.shape[3], max(positions, *self._promised.values())
+        nbytes = rows * heads * reserved * size * like.element_size()
+        if like.device.type != "cpu" or nbytes < LAZILY:
+            return like.new_zeros(rows, heads, positions, size)
+        return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=like.dtype).view(rows, heads, reserved, size)
+
     def _moved(self, old: Tensor, rows: int, positions: int) -> Tensor:
         """What rows hold, in a larger rectangle; what lies behind a row's length says nothing."""
-        new = _zeros(old, rows, old.shape[1], positions, old.shape[3])
+        new = self._rectangle(old, rows, positions)
         for handle, row in self._row.items():
             length = self.lengths[handle]
             if length:
                 new[row, :, :length] = old[row, :, :length]
         return new
-
-
-def _zeros(like: Tensor, *shape: int) -> Tensor:
-    """On a CPU memory that the system hands out as it is written: room for a long prompt then costs nothing where most
-    rows stay short, neither memory nor the seconds for which everybody would wait.
-    """
-    size = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size < LAZILY:
-        return like.new_zeros(shape)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype).view(shape)
 
 
 class _WriteIndex:

@@ -42,11 +42,13 @@ class Budget:
     Attributes:
         is_alone: whether no sequences of other engines are being written.
         spent: tokens, so far.
+        has_made_room: whether a cache has grown for a sequence that joined, which may take as long as reading a part.
     """
 
     chunk: int
     is_alone: bool = True
     spent: int = 0
+    has_made_room: bool = False
 
     @property
     def usual(self) -> int:
@@ -84,7 +86,7 @@ def read_in_parts(asked: Mapping[Sequence, Asked], budget: Budget | None) -> lis
 
 def _is_within(budget: Budget, pairs: Asked) -> bool:
     """Whether a sequence can be read in this round; if so, that is spent. The last token is what all read."""
-    beyond = max((_to_read(runner, handle, budget.left) - 1 for runner, handle in pairs), default=0)
+    beyond = max((_to_read(runner, handle, budget) - 1 for runner, handle in pairs), default=0)
     if beyond > budget.left:
         return False
     budget.spent += max(0, beyond)
@@ -101,7 +103,7 @@ def too_far_behind(runner: AnyRunner, handles: ListLike[Readable], drafted: List
     for at, (handle, draft) in enumerate(zip(handles, drafted, strict=True)):
         beyond = _missing(runner, handle) - draft - budget.usual
         if beyond > 0:
-            beyond = _to_read(runner, handle, budget.left) - draft - budget.usual
+            beyond = _to_read(runner, handle, budget) - draft - budget.usual
         if beyond > budget.left:
             late.append(at)
         else:
@@ -110,7 +112,16 @@ def too_far_behind(runner: AnyRunner, handles: ListLike[Readable], drafted: List
 
 
 def read_a_part(pairs: Asked, budget: Budget) -> None:
-    """Let models read as much of a sequence as the budget allows, but not its last token."""
+    """Let models read as much of a sequence as the budget allows, but not its last token.
+
+    Room is not made for it in a round in which something was read, nor anything read in one in which room was made:
+    both together would be felt. Nobody overtakes it then.
+    """
+    is_late = budget.spent > 0 and any(
+        isinstance(runner, Runner) and handle not in runner.cache for runner, handle in pairs
+    )
+    if is_late or budget.has_made_room:
+        budget.spent = budget.chunk
     left = budget.left
     for runner, handle in pairs:
         count = min(left, _missing(runner, handle) - 1)
@@ -128,8 +139,12 @@ def _missing(runner: AnyRunner, handle: Readable) -> int:
     return runner.missing(handle) if isinstance(runner, Runner) else 0
 
 
-def _to_read(runner: AnyRunner, handle: Readable, left: int) -> int:
-    """What it misses beyond what others have read of it; that is looked up when its turn comes, not before."""
-    if left > 0 and isinstance(runner, Runner):
+def _to_read(runner: AnyRunner, handle: Readable, budget: Budget) -> int:
+    """What it misses beyond what others have read of it; that is looked up in a round in which nothing was read yet, as
+    making room for it may take as long as reading a part.
+    """
+    if not budget.spent and isinstance(runner, Runner):
+        before = runner.cache.capacity
         runner.join(handle)
+        budget.has_made_room |= runner.cache.capacity != before
     return _missing(runner, handle)

@@ -181,3 +181,28 @@ def test_room_on_a_cpu_is_no_memory_until_it_is_written(dtype: torch.dtype) -> N
     assert keys.tolist() == new.tolist()
     assert cache.nbytes >= 2**30
     assert process.memory_info().rss - before < 2**26
+
+
+def test_what_was_reserved_is_written_without_a_move_and_cleared_for_the_next() -> None:
+    cache = SlotCache()
+    for handle in ("one", "other"):
+        cache.join(handle, 2**14)
+    new = torch.ones(2, 8, 100, 32)
+    cache.plan(["one", "other"], [100, 100])
+    first = cache.update(new, new, 0)[0].data_ptr()
+    cache.commit(["one", "other"])
+    assert cache.capacity == (2, 100)
+    assert cache.nbytes == 2 * 100 * cache.bytes_per_token
+    cache.cut("other", 50)
+    cache.plan(["one", "other"], [7, 57])
+    assert cache.update(2 * new[:, :, :57], new[:, :, :57], 0)[0].data_ptr() == first, "nothing moved"
+    cache.commit(["one", "other"])
+    assert cache.capacity == (2, 200)
+    cache.leave("one")
+    cache.leave("other")
+    cache.join("next", 2**14)
+    cache.plan(["next"], [150])
+    keys, _ = cache.update(torch.zeros(1, 8, 150, 32), torch.zeros(1, 8, 150, 32), 0)
+    assert not keys.any()
+    cache.make_room(200)
+    assert not cache.stretch("next", 200).keys[0].any(), "what former owners wrote is gone"

@@ -20,9 +20,15 @@ def layer(bias: bool = True) -> nn.Linear:
     return made
 
 
+@pytest.fixture(params=[False, True], ids=["any processor", "Intel"])
+def on_intel(request, monkeypatch) -> bool:
+    monkeypatch.setattr(linear, "_is_intel", lambda: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(512,), (1, 512), (3, 1, 512), (2, 7, 512)])
-def test_equals_the_plain_layer_up_to_rounding(bias: bool, shape: tuple[int, ...]) -> None:
+def test_equals_the_plain_layer_up_to_rounding(on_intel: bool, bias: bool, shape: tuple[int, ...]) -> None:
     fast, x = layer(bias), torch.randn(shape)
     with torch.inference_mode():
         expected = nn.functional.linear(
@@ -31,7 +37,16 @@ def test_equals_the_plain_layer_up_to_rounding(bias: bool, shape: tuple[int, ...
         torch.testing.assert_close(fast(x).double(), expected, rtol=0, atol=1e-5)
 
 
-def test_reads_what_is_not_contiguous() -> None:
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+def test_the_kernel_depends_on_processor_and_rows(on_intel: bool, rows: int) -> None:
+    fast, x = layer(), torch.randn(rows, 512)
+    with torch.inference_mode():
+        plain = nn.functional.linear(x, fast.weight, fast.bias)
+        by_onednn = torch.ops.mkldnn._linear_pointwise(x, fast.weight, fast.bias, "none", [], "")
+        assert torch.equal(fast(x), plain if on_intel and rows <= 2 else by_onednn)
+
+
+def test_reads_what_is_not_contiguous(on_intel: bool) -> None:
     fast = layer()
     with torch.inference_mode():
         x = torch.randn(2, 6, 1024)[:, -3:, ::2]
