@@ -4,6 +4,7 @@ Letters in shapes: B rows read in this pass, T new tokens (the widest row's), L 
 Knows nothing about sequences: rows belong to whatever handles their owner uses.
 """
 
+import math
 import mmap
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import Cache
 
 LAZILY = 2**22  # bytes from which zeros are not written
+RESERVED = (16, 2**13)  # rows and positions, at least, where reserving them takes no memory
 
 
 @dataclass
@@ -75,8 +77,8 @@ class SlotCache(Cache):
 
     Memory is one rectangle ``[rows, H, positions, D]`` per layer for keys and one for values. They grow by doubling,
     rows times positions never beyond ``token_limit``, provided that rows times the longest promised length fits it:
-    whoever lets handles join sees to that. Large ones on a CPU reserve the longest promised length at once, which takes
-    no memory before it is written, and spares everybody the move when a row grows longer.
+    whoever lets handles join sees to that. Large ones on a CPU reserve much more at once, which takes no memory before
+    it is written, and spares everybody the move when rows grow longer or another joins.
 
     Attributes:
         before_growth: told how many tokens the rectangle is about to have, so that others give way in time.
@@ -251,18 +253,21 @@ class SlotCache(Cache):
                 buffer[row, :, start:end].zero_()
 
     def _is_reserved(self, rows: int, positions: int) -> bool:
+        """Whether there is room without a move; where room shrinks one is wanted, as it frees what was written there."""
         buffers = (*self._keys, *self._values)
-        return bool(buffers) and all(len(each) == rows and positions <= each.shape[2] for each in buffers)
+        fits = all(rows <= len(each) and positions <= each.shape[2] for each in buffers)
+        return bool(buffers) and fits and rows >= self._capacity[0] and positions >= self._capacity[1]
 
     def _rectangle(self, like: Tensor, rows: int, positions: int) -> Tensor:
         """Zeros; large ones on a CPU in memory that the system hands out as it is written: room for a long answer or
         prompt then costs nothing while rows stay short, neither memory nor the seconds for which everybody would wait.
         """
-        heads, size, reserved = like.shape[1], like.shape[3], max(positions, *self._promised.values())
-        nbytes = rows * heads * reserved * size * like.element_size()
-        if like.device.type != "cpu" or nbytes < LAZILY:
+        heads, size = like.shape[1], like.shape[3]
+        promised = max(positions, *self._promised.values())
+        if like.device.type != "cpu" or rows * heads * promised * size * like.element_size() < LAZILY:
             return like.new_zeros(rows, heads, positions, size)
-        return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=like.dtype).view(rows, heads, reserved, size)
+        shape = max(rows, RESERVED[0]), heads, max(promised, RESERVED[1]), size
+        return torch.frombuffer(_untouched(math.prod(shape) * like.element_size()), dtype=like.dtype).view(shape)
 
     def _moved(self, old: Tensor, rows: int, positions: int) -> Tensor:
         """What rows hold, in a larger rectangle; what lies behind a row's length says nothing."""
@@ -272,6 +277,15 @@ class SlotCache(Cache):
             if length:
                 new[row, :, :length] = old[row, :, :length]
         return new
+
+
+def _untouched(nbytes: int) -> mmap.mmap:
+    """Zeros that the system hands out by small pages, as they are written; huge ones would be memory at once."""
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return mmap.mmap(-1, nbytes)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
 
 
 class _WriteIndex:
