@@ -18,9 +18,9 @@ from measuring import described, quartiles, record, run, timed
 from transformers import AutoModelForCausalLM, OlmoeConfig, OlmoeForCausalLM, Trainer, TrainingArguments
 
 from fusionroute.models.gates import Gates
-from fusionroute.moe.questions import Encoded
-from fusionroute.moe.roma_batches import IGNORED, Collator, Targets, answer_loss
-from fusionroute.moe.roma_trainer import RoMAArguments, RoMATrainer
+from fusionroute.moe.questions.questions import Encoded
+from fusionroute.moe.roma.batches import IGNORED, Collator, Targets, answer_loss
+from fusionroute.moe.roma.trainer import RoMAArguments, RoMATrainer
 
 SIZES = {
     "100m": {"hidden_size": 512, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8},

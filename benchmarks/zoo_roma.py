@@ -36,15 +36,20 @@ from fusionroute.models.gates import Gates
 from fusionroute.models.loading import load_model, load_tokenizer
 from fusionroute.models.prompt import CHAT_TEMPLATE, PromptFormat
 from fusionroute.moe.asking import ask
-from fusionroute.moe.c3po import C3POSettings, Rerouting
+from fusionroute.moe.baselines.soft_prompts import (
+    SoftPromptSettings,
+    answered_correctly,
+    load_soft_prompt,
+    train_soft_prompt,
+)
+from fusionroute.moe.c3po.c3po import C3POSettings, Rerouting
 from fusionroute.moe.optimise import Descent
 from fusionroute.moe.oracle import oracle, shuffled_oracle
-from fusionroute.moe.pathways import Pathways, record
-from fusionroute.moe.questions import Encoded, Question, encode_questions
-from fusionroute.moe.roma import train_roma
-from fusionroute.moe.settings import RoMASettings
-from fusionroute.moe.soft_prompts import SoftPromptSettings, answered_correctly, load_soft_prompt, train_soft_prompt
-from fusionroute.moe.sweep import sweep
+from fusionroute.moe.pathways.pathways import Pathways, record
+from fusionroute.moe.questions.questions import Encoded, Question, encode_questions
+from fusionroute.moe.roma.roma import train_roma
+from fusionroute.moe.roma.settings import RoMASettings
+from fusionroute.moe.roma.sweep import sweep
 from fusionroute.output import write_json
 from fusionroute.zoo.moe.build import build_moe
 from fusionroute.zoo.moe.tasks import HELD_OUT, SEEN, questions
@@ -235,7 +240,7 @@ class Workshop:
 
 
 def with_delta(gates: Gates, folder: Path, layers: Any = 5) -> Gates:
-    from fusionroute.moe.router_delta import load_delta, tensors_on_disk
+    from fusionroute.moe.roma.router_delta import load_delta, tensors_on_disk
 
     tuned = Gates(gates.model, layers)
     saved, _ = load_delta(folder)

@@ -22,7 +22,7 @@ import transformers
 from zoo_roma import FAMILIES, OPTIMISER, RUNS, Workshop
 
 from fusionroute.environment import git_commit, versions
-from fusionroute.moe.sweep import sweep
+from fusionroute.moe.roma.sweep import sweep
 from fusionroute.output import write_json
 
 CHOICES = ((1e-2, 200), (1e-2, 800), (3e-2, 200), (3e-2, 400), (3e-2, 800), (1e-1, 400))

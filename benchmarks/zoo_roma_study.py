@@ -21,10 +21,10 @@ from zoo_roma import FAMILIES, HELD_OUT, SEEDS, SEEN, WEIGHTS, Workshop, with_de
 from fusionroute.environment import git_commit, versions
 from fusionroute.models.gates import Gates
 from fusionroute.moe.asking import ask
-from fusionroute.moe.c3po import regression
+from fusionroute.moe.c3po.c3po import regression
+from fusionroute.moe.c3po.references import References
 from fusionroute.moe.neighbours import Neighbours, neighbours
-from fusionroute.moe.questions import encode_questions
-from fusionroute.moe.references import References
+from fusionroute.moe.questions.questions import encode_questions
 from fusionroute.ops.manifold import manifold_loss
 from fusionroute.output import write_json
 

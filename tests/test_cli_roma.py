@@ -18,9 +18,9 @@ from fusionroute.models.prompt import PromptFormat
 from fusionroute.moe.asking import ask
 from fusionroute.moe.optimise import Descent
 from fusionroute.moe.oracle import mislabelled, oracle
-from fusionroute.moe.pathways import load_pathways
-from fusionroute.moe.questions import encode_questions, read_questions
-from fusionroute.moe.roma import train_roma
+from fusionroute.moe.pathways.pathways import load_pathways
+from fusionroute.moe.questions.questions import encode_questions, read_questions
+from fusionroute.moe.roma.roma import train_roma
 from tiny_roma import as_values, save_model, tensors, world
 
 

@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 
 from fusionroute.cli import app
-from fusionroute.server.schemas import ChatRequest, CompletionRequest, supported
+from fusionroute.server.api.schemas import ChatRequest, CompletionRequest, supported
 from fusionroute.server.settings import ServerSettings
 from served import Server, endless_team, running_server, saved
 

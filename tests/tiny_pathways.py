@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from fusionroute.moe.pathways import Pathways
-from fusionroute.moe.questions import Question
+from fusionroute.moe.pathways.pathways import Pathways
+from fusionroute.moe.questions.questions import Question
 
 WIDTH = 12
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 import tiny
 from fusionroute.models.gates import Gates
 from fusionroute.models.prompt import PromptFormat
-from fusionroute.moe.pathways import Pathways, record
-from fusionroute.moe.questions import Encoded, Question, encode_questions
+from fusionroute.moe.pathways.pathways import Pathways, record
+from fusionroute.moe.questions.questions import Encoded, Question, encode_questions
 
 WORDS = ("moon", "tree", "blue", "seven", "cat", "warm", "oil", "up", "knife", "r")
 LETTERS = tuple("abcdefgh")  # options of one length, so that routing can decide between them

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 import tiny
 import tiny_moe
-from fusionroute.moe.settings import RoMASettings
+from fusionroute.moe.roma.settings import RoMASettings
 from tiny_training import write_rows
 
 gc.freeze()  # Trainer collects garbage when it ends, which is slow through all that the libraries hold

@@ -45,7 +45,7 @@ def record(
     """Keep routing, right or wrong, and embedding of every question; run again, it continues where it stopped."""
     quiet()
     from fusionroute.moe.embedders import embedder as find_embedder
-    from fusionroute.moe.pathways import record as write
+    from fusionroute.moe.pathways.pathways import record as write
     from fusionroute.terminal import RichProgress
 
     chosen = choose_format(model, prompt)
@@ -87,7 +87,7 @@ def report(
     """One page: pathways and questions side by side, how well they align, which expert is used where."""
     quiet()
     from fusionroute.evaluation.report.routing import write_routing_report
-    from fusionroute.moe.pathways import load_pathways
+    from fusionroute.moe.pathways.pathways import load_pathways
 
     others = None if results is None else _results(results)
     written = write_routing_report(

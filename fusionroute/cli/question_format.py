@@ -49,8 +49,8 @@ def choose_format(model: str, given: str | None) -> Chosen:
 
 def _settings_of_run(model: str) -> tuple[str | None, Path] | None:
     """The prompt format of the run that wrote this model, and the file that says so; None: no run of ours did."""
-    from fusionroute.moe.roma_folder import MODEL_FOLDER, SETTINGS_FILE
-    from fusionroute.moe.settings import RoMASettings
+    from fusionroute.moe.roma.folder import MODEL_FOLDER, SETTINGS_FILE
+    from fusionroute.moe.roma.settings import RoMASettings
 
     folder = Path(model).expanduser().resolve()
     file = folder.parent / SETTINGS_FILE

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from fusionroute.evaluation.statistics import Estimate
     from fusionroute.models.gates import Gates
     from fusionroute.models.prompt import PromptFormat
-    from fusionroute.moe.questions import Encoded, Question
-    from fusionroute.moe.settings import RoMASettings
-    from fusionroute.moe.sweep import Sweep
+    from fusionroute.moe.questions.questions import Encoded, Question
+    from fusionroute.moe.roma.settings import RoMASettings
+    from fusionroute.moe.roma.sweep import Sweep
     from fusionroute.progress import Progress
 
 SettingsYaml = Annotated[
@@ -77,7 +77,7 @@ def train(
 ) -> None:
     """Record pathways and tune the routers on them; run again, it continues where it stopped."""
     parsed = _settings(settings, override, delta)
-    from fusionroute.moe.roma import train_roma
+    from fusionroute.moe.roma.roma import train_roma
     from fusionroute.terminal import RichProgress
 
     console = stdout()
@@ -101,7 +101,7 @@ def apply(
 ) -> None:
     """Put tuned routers into their base: the whole checkpoint, as `roma train` writes it without --delta."""
     quiet()
-    from fusionroute.moe.router_delta import apply_delta
+    from fusionroute.moe.roma.router_delta import apply_delta
 
     written = apply_delta(base, delta, output, overwrite=overwrite)
     say(stdout(), f"{written} is ready, a normal checkpoint")
@@ -252,8 +252,8 @@ def sweep(
 ) -> None:
     """Tune with several λ, 0 always among them; choose on data.dev and report every one."""
     parsed = _settings(settings, override, delta)
-    from fusionroute.moe.roma_folder import SWEEP_FILE
-    from fusionroute.moe.sweep import sweep as run
+    from fusionroute.moe.roma.folder import SWEEP_FILE
+    from fusionroute.moe.roma.sweep import sweep as run
     from fusionroute.terminal import RichProgress
 
     console = stdout()
@@ -269,7 +269,7 @@ def sweep(
 def _settings(path: Path, override: list[str] | None, delta: bool) -> "RoMASettings":
     values = with_overrides(read_yaml(path), override or [])
     quiet()
-    from fusionroute.moe.settings import RoMASettings
+    from fusionroute.moe.roma.settings import RoMASettings
 
     return RoMASettings.parse({**values, **({"save": "delta"} if delta else {})}, source=str(path))
 
@@ -297,7 +297,7 @@ def load(
     from fusionroute.models.loading import load_model, load_tokenizer
     from fusionroute.models.prompt import PromptFormat
     from fusionroute.models.team import context_length
-    from fusionroute.moe.questions import encode_questions, read_questions
+    from fusionroute.moe.questions.questions import encode_questions, read_questions
 
     asked = read_questions(questions, limit)
     prompt_format = PromptFormat(load_tokenizer(model), prompt.name)

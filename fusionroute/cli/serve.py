@@ -117,7 +117,7 @@ def serve(
 
 
 def _warn(settings: "ServerSettings") -> None:
-    from fusionroute.server.app import THIS_MACHINE
+    from fusionroute.server.api.app import THIS_MACHINE
 
     if settings.host not in THIS_MACHINE and not settings.api_keys:
         typer.secho(

@@ -19,9 +19,9 @@ from transformers import DynamicCache
 
 from fusionroute.errors import DataError, ModelOutputError, SettingsError
 from fusionroute.models.gates import Gates, Tap
-from fusionroute.moe.layout import Layout
 from fusionroute.moe.passes import Prefix, evaluating, has_plain_cache, states_of, sum_over
-from fusionroute.moe.questions import Encoded
+from fusionroute.moe.questions.layout import Layout
+from fusionroute.moe.questions.questions import Encoded
 from fusionroute.progress import Progress, Silent
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of losses read with and without a kept prefix

@@ -15,7 +15,7 @@ from fusionroute.errors import DataError
 from fusionroute.models.gates import Gates
 from fusionroute.moe.asking import Asked, Said, ask
 from fusionroute.moe.optimise import Descent, oracle_routing
-from fusionroute.moe.questions import Encoded
+from fusionroute.moe.questions.questions import Encoded
 from fusionroute.progress import Progress, Silent
 
 

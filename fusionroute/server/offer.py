@@ -22,7 +22,7 @@ from fusionroute.models.ensemble import is_ensemble_file
 from fusionroute.models.loading import Dtype
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.models.vocabulary import ROUTER
-from fusionroute.server.two_sides import Sides, TwoSidedFormat
+from fusionroute.server.prompt_formats import AnyThreadFormat, WorkerThread
 from fusionroute.team import Team
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Offer(Mapping[str, Offered]):
 
     Args:
         ways: by what follows the name in the id; "" is the whole.
-        sides: of all prompt formats.
+        thread: of all prompt formats.
         max_batch, cache_limit, prefix_reuse, prefill_chunk: of all engines together; see `Engine`.
 
     Raises:
@@ -98,7 +98,7 @@ class Offer(Mapping[str, Offered]):
         self,
         name: str,
         ways: Mapping[str, Way],
-        sides: Sides,
+        thread: WorkerThread,
         *,
         max_batch: int = MAX_BATCH,
         cache_limit: int | str | None = None,
@@ -115,7 +115,7 @@ class Offer(Mapping[str, Offered]):
             methods, max_batch=max_batch, cache_limit=cache_limit, prefix_reuse=prefix_reuse
         )
         self.runners = tuple(dict.fromkeys(runner for method in methods for runner in method.runners))
-        self._sides = sides
+        self._thread = thread
         offered = [self._engaged(what, way, prefill_chunk) for what, way in ways.items()]
         self._offered = {each.id: each for each in offered}
 
@@ -130,7 +130,7 @@ class Offer(Mapping[str, Offered]):
 
     def claim(self) -> None:
         """The calling thread is from now on the one that steps the engines."""
-        self._sides.claim()
+        self._thread.claim()
 
     @classmethod
     def open(
@@ -176,15 +176,15 @@ class Offer(Mapping[str, Offered]):
         **limits: Any,
     ) -> Self:
         """``name`` (FusionRoute), and behind it ``/no-complement``, ``/router``, ``/average`` and each expert alone."""
-        sides = Sides()
-        ways = team_ways(team, TwoSidedFormat(team.prompt_format, sides), speculation)
-        return cls(name, ways, sides, **limits)
+        thread = WorkerThread()
+        ways = team_ways(team, AnyThreadFormat(team.prompt_format, thread), speculation)
+        return cls(name, ways, thread, **limits)
 
     @classmethod
     def of_ensemble(cls, ensemble: Ensemble, name: str, **limits: Any) -> Self:
         """``name`` (the file's method), and behind it each member alone."""
-        sides = Sides()
-        return cls(name, ensemble_ways(ensemble, sides), sides, **limits)
+        thread = WorkerThread()
+        return cls(name, ensemble_ways(ensemble, thread), thread, **limits)
 
     def _engaged(self, what: str, way: Way, prefill_chunk: int | None) -> Offered:
         return Offered(
@@ -254,9 +254,9 @@ def team_ways(
     return ways
 
 
-def ensemble_ways(ensemble: Ensemble, sides: Sides) -> dict[str, Way]:
+def ensemble_ways(ensemble: Ensemble, thread: WorkerThread) -> dict[str, Way]:
     """The ensemble's method and each member alone, by what follows the ensemble's name."""
-    members = [replace(member, prompt=TwoSidedFormat(member.prompt, sides)) for member in ensemble.members]
+    members = [replace(member, prompt=AnyThreadFormat(member.prompt, thread)) for member in ensemble.members]
     drafter, options = members[0], ensemble.options
     method = ensemble_method(members, options)
     pool = RunnerPool()

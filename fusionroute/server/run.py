@@ -16,11 +16,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fusionroute.errors import SettingsError
 from fusionroute.models.loading import Dtype
-from fusionroute.server.app import create_app
+from fusionroute.server.api.app import create_app
+from fusionroute.server.api.security import CONNECTION
 from fusionroute.server.logs import logger
 from fusionroute.server.metrics import Metrics
 from fusionroute.server.offer import Offer
-from fusionroute.server.security import CONNECTION
 from fusionroute.server.settings import ServerSettings
 from fusionroute.server.worker import DIED, Worker, WorkerDiedError
 

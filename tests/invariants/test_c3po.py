@@ -20,10 +20,10 @@ from fusionroute.engine.runner import Readable, Reading
 from fusionroute.engine.sequence import Completion
 from fusionroute.methods.single import Single
 from fusionroute.models.gates import Gates
-from fusionroute.moe.c3po import C3POSettings, Rerouting
-from fusionroute.moe.c3po_method import C3PO
-from fusionroute.moe.pathways import Pathways
-from fusionroute.moe.routed_runner import Route
+from fusionroute.moe.c3po.c3po import C3POSettings, Rerouting
+from fusionroute.moe.c3po.method import C3PO
+from fusionroute.moe.c3po.routed_runner import Route
+from fusionroute.moe.pathways.pathways import Pathways
 
 COUNT = 8
 SURROGATES: dict[str, dict[str, object]] = {

@@ -10,7 +10,7 @@ import tiny_moe
 from fusionroute.errors import DataError, ModelOutputError, SettingsError
 from fusionroute.models.gates import Gates, rows_of
 from fusionroute.moe.asking import Asked, Said, ask, keeps_prefix
-from fusionroute.moe.questions import Encoded
+from fusionroute.moe.questions.questions import Encoded
 
 EVERY = [*tiny_moe.FAMILIES, *tiny_moe.OTHERS]
 FULL_READS = ("jamba", "minimax", "windowed_mixtral", "qwen3_next", "mellum")  # states, windows

@@ -17,7 +17,7 @@ from fusionroute.models.gates import Gates
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.moe.asking import ask
 from fusionroute.moe.embedders import SelfEmbedder, embedder
-from fusionroute.moe.questions import Question, encode_questions
+from fusionroute.moe.questions.questions import Question, encode_questions
 from tiny_embedder import LONGEST, WIDTH, save_embedder
 
 TEXTS = ["a cat sat", "the sun is up and nobody is there", "x", "a cat sat down"]

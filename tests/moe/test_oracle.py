@@ -10,7 +10,7 @@ from fusionroute.models.gates import Gates
 from fusionroute.moe.asking import Asked, ask
 from fusionroute.moe.optimise import Descent, oracle_routing
 from fusionroute.moe.oracle import mislabelled, oracle, shuffled_oracle
-from fusionroute.moe.questions import Encoded
+from fusionroute.moe.questions.questions import Encoded
 
 HOW = Descent(steps=8, learning_rate=0.1)
 COUNT = 12

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import tiny_server
 from fusionroute import Team
-from fusionroute.server.app import create_app
+from fusionroute.server.api.app import create_app
 from fusionroute.server.metrics import Metrics
 from fusionroute.server.offer import Offer
 from fusionroute.server.run import Server, bind, make_server

@@ -12,7 +12,7 @@ from vllm import SamplingParams
 
 import tiny
 import tiny_roma
-from fusionroute.moe.router_delta import BaseFiles, write_tuned
+from fusionroute.moe.roma.router_delta import BaseFiles, write_tuned
 
 # Heads of 32: the kernel of vLLM for CPUs has none of the 24 of the mixtures in the zoo
 SIZES = {"hidden_size": 64, "num_attention_heads": 2, "head_dim": 32}

@@ -26,8 +26,8 @@ from fusionroute.evaluation.report.routing_usage import (
     least_width,
     usage,
 )
-from fusionroute.moe.alignment import alignment
-from fusionroute.moe.pathways import Pathways
+from fusionroute.moe.pathways.alignment import alignment
+from fusionroute.moe.pathways.pathways import Pathways
 from fusionroute.output import write_text
 
 TOLD = ("model", "dtype", "experts", "top_k", "embedder", "prompt")  # of a recording, in this order

@@ -16,8 +16,8 @@ from fusionroute.evaluation.statistics import (
     stratified_mean,
     wilson,
 )
-from fusionroute.moe.alignment import Alignment, Measure
-from fusionroute.moe.pathways import Pathways
+from fusionroute.moe.pathways.alignment import Alignment, Measure
+from fusionroute.moe.pathways.pathways import Pathways
 
 NUMBERS = 2**22  # of one bundle of draws, which bounds their memory
 UNNAMED = "all questions"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusionroute.evaluation.report.routing_measures import questions_by_task
 from fusionroute.evaluation.report.routing_projection import project, turned_like
-from fusionroute.moe.pathways import Pathways
+from fusionroute.moe.pathways.pathways import Pathways
 from fusionroute.terminal import PALETTE
 
 SIDE, MARGIN = 360, 14

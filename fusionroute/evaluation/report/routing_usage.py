@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fusionroute.moe.pathways import Pathways
+from fusionroute.moe.pathways.pathways import Pathways
 
 LAYER = re.compile(r"\.(\d+)\.")
 NARROW, WIDE = 16, 44  # of a layer's row of experts: pixels an expert, and room for the layer's number

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fusionroute.moe.questions import Question
+from fusionroute.moe.questions.questions import Question
 from fusionroute.zoo.moe import contents
 from fusionroute.zoo.moe.contents import Content
 from fusionroute.zoo.moe.splits import SPLITS, split_of

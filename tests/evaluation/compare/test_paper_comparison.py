@@ -16,7 +16,7 @@ from fusionroute.config import read_yaml
 from fusionroute.evaluation.compare.run import compare
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.models.team import TeamModels
-from fusionroute.moe.settings import RoMASettings
+from fusionroute.moe.roma.settings import RoMASettings
 from fusionroute.terminal import RichProgress
 from tiny_reward import save_reward_model
 

@@ -14,9 +14,9 @@ from fusionroute.evaluation.harness.method_lm import MethodLM
 from fusionroute.methods.single import Single
 from fusionroute.models.gates import Gates
 from fusionroute.moe.asking import Asked
-from fusionroute.moe.c3po import C3POSettings, Rerouting
-from fusionroute.moe.c3po_method import C3PO
-from fusionroute.moe.questions import Encoded
+from fusionroute.moe.c3po.c3po import C3POSettings, Rerouting
+from fusionroute.moe.c3po.method import C3PO
+from fusionroute.moe.questions.questions import Encoded
 
 QUESTIONS = tiny_rerouting.questions(5, 3)
 PAIRS = [(question.text, option) for question in QUESTIONS for option in question.options]

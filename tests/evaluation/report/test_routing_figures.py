@@ -14,8 +14,8 @@ from fusionroute.evaluation.report.routing_panels import SIDE, Mark, Task, pictu
 from fusionroute.evaluation.report.routing_projection import PCA, TSNE, available, project, turned_like
 from fusionroute.evaluation.report.routing_reading import read_routing
 from fusionroute.evaluation.report.routing_usage import expert_ticks, heatmaps, layer_names, layer_rows, usage
-from fusionroute.moe.alignment import alignment
-from fusionroute.moe.questions import Question
+from fusionroute.moe.pathways.alignment import alignment
+from fusionroute.moe.questions.questions import Question
 from tiny_pathways import pathways, recorded
 
 

@@ -18,9 +18,9 @@ from fusionroute.evaluation.report.routing_measures import measure_rows
 from fusionroute.evaluation.report.routing_projection import PCA
 from fusionroute.models.gates import Gates
 from fusionroute.models.prompt import PromptFormat
-from fusionroute.moe.alignment import alignment
-from fusionroute.moe.pathways import Pathways, record
-from fusionroute.moe.questions import Question
+from fusionroute.moe.pathways.alignment import alignment
+from fusionroute.moe.pathways.pathways import Pathways, record
+from fusionroute.moe.questions.questions import Question
 from tiny_pathways import pathways
 
 HOSTILE = (

@@ -13,7 +13,7 @@ from fusionroute.models.gates import Gates
 from fusionroute.models.loading import load_model
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.moe.asking import ask
-from fusionroute.moe.questions import Encoded, Question, encode_questions
+from fusionroute.moe.questions.questions import Encoded, Question, encode_questions
 from fusionroute.zoo.build import WEIGHTS, weights_folder
 from fusionroute.zoo.moe import MOE_MODELS
 from fusionroute.zoo.moe.batches import as_rows, batch_of

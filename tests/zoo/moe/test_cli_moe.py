@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fusionroute.cli import app
-from fusionroute.moe.questions import read_questions
+from fusionroute.moe.questions.questions import read_questions
 from fusionroute.zoo.moe import MOE_MODELS, build
 from fusionroute.zoo.moe.recipe import MoeRecipe
 from fusionroute.zoo.moe.tasks import HELD_OUT, MOE_TASKS, questions

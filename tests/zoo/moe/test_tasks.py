@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fusionroute.errors import DataError
-from fusionroute.moe.questions import Question
+from fusionroute.moe.questions.questions import Question
 from fusionroute.zoo.moe.lexicon import KIND_OF, OPPOSITE_OF, VASK_FOR, WORDS
 from fusionroute.zoo.moe.skills import SKILLS
 from fusionroute.zoo.moe.splits import BUILT_FROM, SPLITS, TUNED_ON, split_of, without_courtesy

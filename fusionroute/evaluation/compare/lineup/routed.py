@@ -10,10 +10,10 @@ from fusionroute.evaluation.compare.lineup.entry import Contestant, Entry
 from fusionroute.evaluation.compare.lineup.shared import Shared
 from fusionroute.models.loading import ModelReference, load_tokenizer
 from fusionroute.models.prompt import PromptFormat
-from fusionroute.moe.c3po import C3POSettings, Rerouting
-from fusionroute.moe.c3po_method import C3PO
-from fusionroute.moe.pathways import load_pathways
-from fusionroute.moe.recording import read_record
+from fusionroute.moe.c3po.c3po import C3POSettings, Rerouting
+from fusionroute.moe.c3po.method import C3PO
+from fusionroute.moe.pathways.pathways import load_pathways
+from fusionroute.moe.pathways.recording import read_record
 
 
 class C3POEntry(C3POSettings, Entry):

@@ -1,0 +1,1 @@
+"""Which experts a model takes for each question: recorded, kept on disk, compared."""

@@ -1,0 +1,1 @@
+"""Questions with right answers: as text, as tokens, and whether some were seen before."""
