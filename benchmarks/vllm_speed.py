@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fusionroute import Router
-from fusionroute.models.export import export_team
+from fusionroute.models.export.export import export_team
 from fusionroute.models.team import TeamModels
 
 # One model of the team, and dense ones of the same work: widths, layers, heads

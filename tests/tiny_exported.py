@@ -62,7 +62,7 @@ def together(lm: Any, experts: Mapping[str, Any], **options: Any) -> Team:
 
 def exported(team: Team, folder: Path, **options: Any) -> Path:
     """The team saved and exported; the folder for vLLM."""
-    from fusionroute.models.export import export_team
+    from fusionroute.models.export.export import export_team
 
     team.save_pretrained(folder / "team", save_experts=True)
     export_team(folder / "team", folder / "exported", **options)

@@ -14,7 +14,8 @@ from fusionroute.engine.sequence import Sequence
 from fusionroute.server.metrics import Metrics
 from fusionroute.server.offer import Offer
 from fusionroute.server.settings import ServerSettings
-from fusionroute.server.worker import Ticket, Update, Worker
+from fusionroute.server.ticket import Ticket, Update
+from fusionroute.server.worker import Worker
 
 NAME = "tiny"
 PATIENCE = 60.0  # seconds after which a test that waits is a test that failed

@@ -22,7 +22,7 @@ def export(
 ) -> None:
     """Write a team as one checkpoint for vLLM, which serves it beyond one machine."""
     quiet()
-    from fusionroute.models.export import export_team
+    from fusionroute.models.export.export import export_team
     from fusionroute.terminal import RichProgress
 
     console = stdout()

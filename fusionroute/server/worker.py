@@ -5,23 +5,21 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 
-from fusionroute.answering import TextByToken
 from fusionroute.engine.engine import Engine
 from fusionroute.engine.runner import Runner
 from fusionroute.engine.scheduler import Scheduler
-from fusionroute.engine.sequence import PromptLogprob, Sequence, TraceRecord
+from fusionroute.engine.sequence import Sequence
 from fusionroute.errors import FusionRouteError
 from fusionroute.server.metrics import Metrics
 from fusionroute.server.offer import Offer, Offered
 from fusionroute.server.settings import ServerSettings
+from fusionroute.server.ticket import SHUTDOWN, TIMEOUT, OnUpdate, Ticket, Update
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT, SHUTDOWN = "timeout", "shutdown"
 FAILURE = "the model failed while it was writing; the server's log says why"
 DIED = "the server's worker has died, so nobody would answer; the log says why"
 MEMORY = 0.95  # of the measured rate: what a round counts after the next one
@@ -41,86 +39,6 @@ class StoppingError(FusionRouteError):
 
 class WorkerDiedError(FusionRouteError):
     """The worker has ended by a mistake of its own, so nobody will be answered until the server is started again."""
-
-
-@dataclass(slots=True)  # not frozen: that takes five times as long to make, and there is one for every token
-class Update:
-    """What one round brought to one sequence of a request.
-
-    Attributes:
-        index: which of the request's sequences.
-        written: the new tokens, each with the text that it makes ready to be shown.
-        finish_reason: of a sequence's last update, as in `Completion`; "error" where ``error`` is set.
-        error: `TIMEOUT`, `SHUTDOWN`, or what went wrong in words that a client may see.
-        prompt_logprobs: see `Sequence`; on the first update of one that asked for them.
-        rest: text behind that of ``written`` that became ready without a token, as it does where an answer is ended
-            while the beginning of a stop string is held back. All texts joined are `Sequence.text`.
-    """
-
-    index: int
-    written: list[tuple[TraceRecord, str]]
-    finish_reason: str | None = None
-    error: str | None = None
-    prompt_logprobs: list[PromptLogprob] | None = None
-    rest: str = ""
-
-
-OnUpdate = Callable[[list[Update]], None]
-
-
-class _Strand:
-    """One sequence of a request that has not ended."""
-
-    def __init__(self, index: int, sequence: Sequence):
-        self.index = index
-        self.sequence = sequence
-        self._texts = TextByToken(sequence)
-        self.last_token_at: float | None = None
-        self.is_lost = False  # the engine that was writing it has failed
-
-    def news(self, error: str | None = None) -> Update | None:
-        """What was written since the last call; None if nothing was and the answer goes on.
-
-        Args:
-            error: why it ends here, though it could have gone on.
-        """
-        sequence, written = self.sequence, self._texts.new()
-        error = error or sequence.error
-        if not (written or error or sequence.is_finished):
-            return None
-        is_first = self.last_token_at is None
-        return Update(
-            index=self.index,
-            written=written,
-            finish_reason="error" if error else sequence.finish_reason,
-            error=error,
-            prompt_logprobs=sequence.prompt_logprobs if is_first else None,
-            rest=self._texts.rest() if sequence.is_finished else "",
-        )
-
-
-class Ticket:
-    """A request in the worker's hands: what goes on is told to ``on_update``, in the worker's thread.
-
-    Once it has ended or was cancelled it keeps nothing of its sequences, nor of who was told.
-    """
-
-    def __init__(
-        self, worker: "Worker", offered: Offered, sequences: list[Sequence], on_update: OnUpdate, arrived_at: float
-    ):
-        self.arrived_at = arrived_at
-        self._worker = worker
-        self._offered = offered
-        self._strands = {index: _Strand(index, sequence) for index, sequence in enumerate(sequences)}
-        self._on_update: OnUpdate | None = on_update
-        self._is_cancelled = False
-
-    def cancel(self) -> None:
-        """End it; its places are free before the next step. From any thread, any number of times, also too late.
-
-        An update that is on its way may still arrive, but no other.
-        """
-        self._worker._cancel(self)
 
 
 class Worker:
@@ -203,7 +121,8 @@ class Worker:
         trial = Scheduler(1, self.offer.scheduler.token_limit)  # refuses what the real one would, without touching it
         for sequence in sequences:
             trial.add(sequence)
-        ticket = Ticket(self, offered, sequences, on_update, monotonic() if arrived_at is None else arrived_at)
+        arrived_at = monotonic() if arrived_at is None else arrived_at
+        ticket = Ticket(offered, sequences, on_update, arrived_at=arrived_at, cancel=self._cancel)
         with self._changed:
             if self.has_died:
                 raise WorkerDiedError(DIED)
@@ -235,8 +154,8 @@ class Worker:
 
     def _cancel(self, ticket: Ticket) -> None:
         with self._changed:
-            if ticket._strands and not ticket._is_cancelled:
-                ticket._is_cancelled = True
+            if ticket.strands and not ticket.is_cancelled:
+                ticket.is_cancelled = True
                 self._cancelled.append(ticket)
                 self._changed.notify()
 
@@ -276,9 +195,9 @@ class Worker:
             for ticket in arrived:
                 self._open[ticket] = None
         for ticket in arrived:
-            for strand in ticket._strands.values() if not ticket._is_cancelled else ():
-                ticket._offered.engine.add(strand.sequence)
-                self.metrics.count_prompt(ticket._offered.id, strand.sequence.prompt_length)
+            for strand in ticket.strands.values() if not ticket.is_cancelled else ():
+                ticket.offered.engine.add(strand.sequence)
+                self.metrics.count_prompt(ticket.offered.id, strand.sequence.prompt_length)
         for ticket in cancelled:
             self._end(ticket)
         now = monotonic()
@@ -299,7 +218,7 @@ class Worker:
         # whoever still waits after a step did not fit, so there was no place for more than now run
         self._places = len(scheduler.running) if scheduler.waiting else scheduler.max_batch
         tokens = 0
-        for ticket in [each for each in self._open if each._offered is offered]:
+        for ticket in [each for each in self._open if each.offered is offered]:
             tokens += self._tell(ticket)
         self._tokens = MEMORY * self._tokens + tokens
         self._seconds = MEMORY * self._seconds + monotonic() - began
@@ -309,7 +228,7 @@ class Worker:
         engine = offered.engine
         held = set(engine.running or [each for each in engine.scheduler.waiting if each.owner is engine])
         for ticket in self._open:
-            for strand in ticket._strands.values():
+            for strand in ticket.strands.values():
                 strand.is_lost = strand.sequence in held and not strand.sequence.is_finished
         for sequence in held:
             _leave(engine, sequence)
@@ -323,11 +242,11 @@ class Worker:
 
     def _end(self, ticket: Ticket, error: str | None = None) -> None:
         """End all of a request that has not ended; without an error nobody is told."""
-        for strand in ticket._strands.values():
-            _leave(ticket._offered.engine, strand.sequence)
+        for strand in ticket.strands.values():
+            _leave(ticket.offered.engine, strand.sequence)
         if error is None:
-            for _ in list(ticket._strands):
-                self.metrics.count_finished(ticket._offered.id, "cancelled")
+            for _ in list(ticket.strands):
+                self.metrics.count_finished(ticket.offered.id, "cancelled")
             self._close(ticket)
         else:
             self._tell(ticket, error)
@@ -336,29 +255,29 @@ class Worker:
         """Hand on what is new of a request, or that all of it ends by an error; returns the number of new tokens."""
         updates = [
             news
-            for strand in ticket._strands.values()
+            for strand in ticket.strands.values()
             if (news := strand.news(error or (FAILURE if strand.is_lost else None)))
         ]
         if not updates:
             return 0
         tokens = self._measure(ticket, updates)
-        on_update = ticket._on_update
+        on_update = ticket.on_update
         # before it is told, so that who has seen the end of an answer finds no trace of it
         if ended := [update.index for update in updates if update.finish_reason]:
             self._close(ticket, ended)
-        if on_update is None or ticket._is_cancelled:
+        if on_update is None or ticket.is_cancelled:
             return tokens
         try:
             on_update(updates)
         except Exception:
-            logger.exception("a request to %s is ended: telling of its progress has failed", ticket._offered.id)
+            logger.exception("a request to %s is ended: telling of its progress has failed", ticket.offered.id)
             ticket.cancel()
         return tokens
 
     def _measure(self, ticket: Ticket, updates: list[Update]) -> int:
-        model, now, experts = ticket._offered.id, monotonic(), list[str]()
+        model, now, experts = ticket.offered.id, monotonic(), list[str]()
         for update in updates:
-            strand = ticket._strands[update.index]
+            strand = ticket.strands[update.index]
             if update.written and strand.last_token_at is None:
                 self.metrics.count_first_token(model, now - ticket.arrived_at)
             elif update.written and strand.last_token_at is not None:
@@ -375,11 +294,11 @@ class Worker:
     def _close(self, ticket: Ticket, ended: list[int] | None = None) -> None:
         """Forget these strands of a request, None = all; and the request itself with its last."""
         with self._changed:
-            for index in list(ticket._strands) if ended is None else ended:
-                del ticket._strands[index]
+            for index in list(ticket.strands) if ended is None else ended:
+                del ticket.strands[index]
                 self._unfinished -= 1
-            if not ticket._strands:
-                ticket._on_update = None
+            if not ticket.strands:
+                ticket.on_update = None
                 self._open.pop(ticket, None)
 
     def _watch(self) -> None:
@@ -404,7 +323,7 @@ class Worker:
             ),
             sequences_waiting=(
                 "Answers that wait for a place.",
-                lambda: len(scheduler.waiting) + sum(len(ticket._strands) for ticket in list(self._arrived)),
+                lambda: len(scheduler.waiting) + sum(len(ticket.strands) for ticket in list(self._arrived)),
             ),
             sequences_running=("Answers that are being written.", lambda: len(scheduler.running)),
         )

@@ -5,7 +5,7 @@ It runs in every process of every vLLM, so it imports little, and whatever it fi
 
 import logging
 
-from fusionroute.models.export_format import ARCHITECTURE, MODEL_TYPE
+from fusionroute.models.export.format import ARCHITECTURE, MODEL_TYPE
 
 SUPPORTED = ("0.32",)  # series whose internals this plugin was tested with
 

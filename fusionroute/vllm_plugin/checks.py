@@ -5,7 +5,7 @@ from typing import Any
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from fusionroute.models.export_format import check_whole
+from fusionroute.models.export.format import check_whole
 from fusionroute.vllm_plugin.config import FusionRouteConfig
 
 # Formats that are read by vLLM's default loader and from safetensors; dummy reads nothing

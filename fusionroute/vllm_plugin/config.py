@@ -6,7 +6,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from fusionroute.errors import SettingsError
-from fusionroute.models.export_format import MODEL_TYPE, ExportedTeam
+from fusionroute.models.export.format import MODEL_TYPE, ExportedTeam
 
 # Kinds of RoPE whose factor vLLM does not multiply the context by
 UNSCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")

@@ -15,7 +15,7 @@ from vllm.model_executor.models.interfaces import SupportsPP
 from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
-from fusionroute.models.export_format import HEAD_FILE, WEIGHTS, words
+from fusionroute.models.export.format import HEAD_FILE, WEIGHTS, words
 from fusionroute.vllm_plugin.config import FusionRouteConfig
 from fusionroute.vllm_plugin.parts import build_part
 

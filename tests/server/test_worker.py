@@ -16,16 +16,8 @@ from fusionroute.errors import RequestTooLargeError
 from fusionroute.server.metrics import Metrics
 from fusionroute.server.offer import Offer
 from fusionroute.server.settings import ServerSettings
-from fusionroute.server.worker import (
-    FAILURE,
-    SHUTDOWN,
-    TIMEOUT,
-    BusyError,
-    StoppingError,
-    Worker,
-    WorkerDiedError,
-    retry_after,
-)
+from fusionroute.server.ticket import SHUTDOWN, TIMEOUT
+from fusionroute.server.worker import FAILURE, BusyError, StoppingError, Worker, WorkerDiedError, retry_after
 from tiny_server import NAME, Asked, ask, gauges, running, sequences, wait_until
 
 SAMPLED = {"do_sample": True, "temperature": 1.5, "top_k": 40, "seed": 11}

@@ -11,7 +11,7 @@ from vllm import SamplingParams
 import tiny
 import tiny_exported
 from fusionroute import Router, Team
-from fusionroute.models.export import export_team
+from fusionroute.models.export.export import export_team
 
 PROMPTS = tiny.prompts(64)
 NEW = 24

@@ -13,7 +13,8 @@ from fusionroute.engine.sequence import PromptLogprob, TraceRecord
 from fusionroute.server.api.errors import of_answer
 from fusionroute.server.api.prompts import Asked
 from fusionroute.server.api.security import ClientGone
-from fusionroute.server.worker import Ticket, Update, Worker
+from fusionroute.server.ticket import Ticket, Update
+from fusionroute.server.worker import Worker
 
 
 class Answers:

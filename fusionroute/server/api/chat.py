@@ -11,7 +11,7 @@ from fusionroute.server.api.endpoint import answer
 from fusionroute.server.api.prompts import for_chat
 from fusionroute.server.api.rendering import Chunk, Rendering, Written
 from fusionroute.server.api.schemas import ChatRequest
-from fusionroute.server.worker import Update
+from fusionroute.server.ticket import Update
 
 
 async def chat_completions(request: Request) -> Response:

@@ -13,7 +13,7 @@ from fusionroute.server.api.endpoint import answer
 from fusionroute.server.api.prompts import Echo, for_completion
 from fusionroute.server.api.rendering import Rendering, Written
 from fusionroute.server.api.schemas import CompletionRequest
-from fusionroute.server.worker import Update
+from fusionroute.server.ticket import Update
 
 
 async def completions(request: Request) -> Response:

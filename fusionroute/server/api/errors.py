@@ -14,7 +14,8 @@ from fusionroute.config import nearest
 from fusionroute.errors import FusionRouteError, PromptError, RequestTooLargeError, SettingsError
 from fusionroute.server.api.schemas import UNSUPPORTED
 from fusionroute.server.logs import entry
-from fusionroute.server.worker import SHUTDOWN, TIMEOUT, BusyError, StoppingError, WorkerDiedError
+from fusionroute.server.ticket import SHUTDOWN, TIMEOUT
+from fusionroute.server.worker import BusyError, StoppingError, WorkerDiedError
 
 INVALID = "invalid_request_error"
 LONGEST_MESSAGE, LONGEST_VALUE = 1000, 60

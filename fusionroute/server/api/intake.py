@@ -19,7 +19,8 @@ from fusionroute.server.api.token_text import token_texts
 from fusionroute.server.logs import entry
 from fusionroute.server.offer import Offered
 from fusionroute.server.settings import ServerSettings
-from fusionroute.server.worker import TIMEOUT, BusyError, Worker
+from fusionroute.server.ticket import TIMEOUT
+from fusionroute.server.worker import BusyError, Worker
 
 LARGEST = 16  # bodies of the greatest size may wait to be read, or more smaller ones
 LOOK = 0.1  # seconds after which a request that waits looks whether the server still takes any

@@ -9,7 +9,7 @@ from fusionroute.server.api import replies
 from fusionroute.server.api.answers import Answer
 from fusionroute.server.api.prompts import Asked
 from fusionroute.server.api.token_text import TokenText
-from fusionroute.server.worker import Update
+from fusionroute.server.ticket import Update
 
 Written = Iterable[tuple[TraceRecord, str]]
 Chunk = Mapping[str, Any]

@@ -12,7 +12,7 @@ from fusionroute.server.api.answers import Answers, raise_failure
 from fusionroute.server.api.errors import ApiError
 from fusionroute.server.api.rendering import Rendering
 from fusionroute.server.logs import entry
-from fusionroute.server.worker import Update
+from fusionroute.server.ticket import Update
 
 PATIENCE = 15.0  # seconds after which a comment keeps proxies from giving up on a silent connection
 COMMENT = b": still there\n\n"

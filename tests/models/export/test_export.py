@@ -19,8 +19,8 @@ import tiny_exported
 from fusionroute import Team
 from fusionroute.cli import app
 from fusionroute.errors import CheckpointError, FusionRouteError, OutputExistsError, SettingsError, VocabularyError
-from fusionroute.models.export import export_team
-from fusionroute.models.export_format import ExportedTeam, check_whole, words
+from fusionroute.models.export.export import export_team
+from fusionroute.models.export.format import ExportedTeam, check_whole, words
 
 WEIGHTS = "model.safetensors"
 

@@ -1,0 +1,1 @@
+"""A team as one checkpoint for vLLM."""
