@@ -21,40 +21,21 @@ from fusionroute.errors import ModelOutputError, PromptError, SettingsError
 from fusionroute.evaluation.harness.answer_log import AnswerLog
 from fusionroute.evaluation.harness.decoding import Decoding, parse_decoding
 from fusionroute.evaluation.harness.likelihoods import Likelihoods, Limits, Request, Score
+from fusionroute.evaluation.harness.processors import warn_of_processors
+from fusionroute.evaluation.harness.shared_context import Asked, check_context
 from fusionroute.models.opening import is_opened
-from fusionroute.models.prompt import TEMPLATES, Prompt, PromptFormat
+from fusionroute.models.prompt import TEMPLATES, PromptFormat
 
 logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 256  # where a task says nothing; as in lm-eval's hf model
-
-# What `generate` of transformers takes from a checkpoint's generation_config even if it decodes greedily, with the
-# values that change nothing.
-PROCESSORS: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1.0,),
-    "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "guidance_scale": (1.0,),
-    "num_beams": (1,),
-    "bad_words_ids": ([],),
-    "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],),
-    "sequence_bias": ({}, []),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "exponential_decay_length_penalty": (),
-    "watermarking_config": (),
-}
 
 
 class MethodLM(TemplateLM):
     """A method as lm-eval's ``LM``; of one model alone it gives what lm-eval's own ``hf`` model gives.
 
     One difference: what a checkpoint's ``generation_config`` changes beside sampling (``repetition_penalty``,
-    ``no_repeat_ngram_size``, …; see `PROCESSORS`) acts in ``hf``, on greedy decoding too, and not here, where a fused
+    ``no_repeat_ngram_size``, …; see `processors`) acts in ``hf``, on greedy decoding too, and not here, where a fused
     distribution is no single model's. A warning names the model and the setting.
 
     A context is taken as it is, with the BOS that the tokenizer adds unless it begins with one, until lm-eval is asked
@@ -217,7 +198,7 @@ class MethodLM(TemplateLM):
             ModelOutputError: a model returned logits that are no distribution; no score is made of such an answer.
         """
         self._warn_of_bare_contexts()
-        self._warn_of_processors()
+        warn_of_processors(self.method)
         decodings = {repr(options): self._decoding(options) for _, options in (request.args for request in requests)}
         asked = [(context, options, decodings[repr(options)]) for context, options in (each.args for each in requests)]
         sequences = self._sequences([(context, decoding) for context, _, decoding in asked])
@@ -266,7 +247,8 @@ class MethodLM(TemplateLM):
             room = self.max_length - decoding.settings.max_new_tokens
             cut += len(ids) > room
             if self._members:
-                self._check_context(context, ids, decoding.settings.max_new_tokens)
+                asked_of = Asked(context, self._messages.get(context), ids, decoding.settings.max_new_tokens)
+                check_context(self._members, asked_of, self.max_length)
             settings = decoding.settings.model_copy(update={"seed": seed})
             sequence = self.engine.sequence(ids[-room:], settings, self._messages.get(context, context))
             sequence.eos_ids |= decoding.end_ids
@@ -280,39 +262,6 @@ class MethodLM(TemplateLM):
         if self._members and context in self._messages:
             return self._members[0].prompt.encode(self._messages[context])
         return self.tok_encode(context) or [self.prefix_token_id]
-
-    def _check_context(self, context: str, ids: list[int], new_tokens: int) -> None:
-        """Several models are to read the same question, each in its own format, and none of them half of it."""
-        prompt: Prompt | None = self._messages.get(context)
-        formats = {member.name: member.prompt for member in self._members}
-        named = [name for name, each in formats.items() if each.name is not None]
-        if prompt is None and named:
-            raise SettingsError(
-                f"{named[0]!r} reads prompts in the format {formats[named[0]].name!r}, but text came as it is; let "
-                "each model of the ensemble apply its own (apply_chat_template=True), or set prompt to null in its file"
-            )
-        leading = [name for name, each in formats.items() if each.lead]
-        if is_opened(prompt) and leading:
-            raise SettingsError(
-                f"the task begins the answer itself (gen_prefix), and the chat template of {leading[0]!r} writes "
-                f"{formats[leading[0]].lead!r} before every answer, so its models would not go on from the same text; "
-                "choose a task that leaves the answer to the models, or a named prompt format such as alpaca"
-            )
-        self._check_room(context, ids, new_tokens)
-
-    def _check_room(self, context: str, ids: list[int], new_tokens: int) -> None:
-        drafter, *verifiers = self._members
-        prompt = self._messages.get(context, context)
-        lengths = {drafter.name: (len(ids), self.max_length)} | {
-            member.name: (len(member.prompt.encode(prompt)), member.context_length) for member in verifiers
-        }
-        for name, (length, limit) in lengths.items():
-            if length > limit - new_tokens:
-                raise PromptError(
-                    f"the context {context[-40:]!r} has {length} tokens for {name!r} where {limit - new_tokens} fit "
-                    f"beside {new_tokens} new ones; what one model of an ensemble loses the others would still read: "
-                    "ask for fewer new tokens or shots"
-                )
 
     def _run(self, sequences: list[Written], on_finish: Callable[[Written], None]) -> list[Completion]:
         began = time.perf_counter()
@@ -413,25 +362,6 @@ class MethodLM(TemplateLM):
                 len(completions),
                 contexts,
             )
-
-    def _warn_of_processors(self) -> None:
-        """Once a process for each model and its settings, so a comparison does not say it in every cell."""
-        for runner in self.method.runners:
-            if found := _processors(getattr(runner, "model", None)):
-                warning_once(
-                    logger,
-                    f"the generation_config of model {runner.name!r} sets {', '.join(found)}, which is not applied "
-                    "here; lm-eval's own hf model applies it and may answer otherwise",
-                )
-
-
-def _processors(model: Any) -> list[str]:
-    """The settings of a model's ``generation_config`` that would change greedy answers, as ``name=value``."""
-    config = getattr(model, "generation_config", None)
-    values = {name: getattr(config, name, None) for name in PROCESSORS}
-    return [
-        f"{name}={value!r}" for name, value in values.items() if value is not None and value not in PROCESSORS[name]
-    ]
 
 
 def derived_seed(seed: int, context: str, repeat: int) -> int:
