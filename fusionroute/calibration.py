@@ -27,7 +27,8 @@ from fusionroute.models.member import Member
 from fusionroute.models.prompt import Prompt
 from fusionroute.models.team import context_length
 from fusionroute.progress import Progress, Silent
-from fusionroute.training.data.rows import draw_rows, name_of, read_answer, read_prompt
+from fusionroute.rows import name_of
+from fusionroute.training.data.rows import draw_rows, read_answer, read_prompt
 
 LIMIT, MAX_NEW_TOKENS = 32, 64
 FAR_BEHIND = 0.1  # UniTE's rule of thumb for partners, there of benchmark scores

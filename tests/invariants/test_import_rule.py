@@ -30,7 +30,7 @@ LEVELS = [
     {"engine"},
     {"models"},
     {"ops", "theory"},
-    {"config", "environment", "interrupt", "output", "progress"},
+    {"config", "environment", "interrupt", "output", "progress", "rows"},
     {"errors"},
 ]
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}

@@ -1,21 +1,15 @@
 """What an MoE model is asked: a question with its right answer, as text and as token ids. Knows nothing of routing."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from fusionroute.errors import DataError, PromptError
 from fusionroute.models.prompt import Prompt, PromptFormat, as_text
+from fusionroute.rows import Row, Source, name_of, read_file, read_messages
 
-Row = Mapping[str, Any]
-Source = str | Path | Iterable[Row]
-READ_TOGETHER = 1000
 FIELDS = (
     "'prompt' (a string or a list of messages) and 'answer' or 'completion' (a string), "
     "or 'messages' whose last one is the assistant's; 'options' (a list of strings) and 'task' if there are any"
@@ -91,7 +85,7 @@ def read_questions(source: Source, limit: int | None = None) -> list[Question]:
     Raises:
         DataError: no such file, no rows, or a row of another form, which is named.
     """
-    name = str(source) if isinstance(source, (str, Path)) else "the given data"
+    name = name_of(source)
     questions = []
     for number, row in enumerate(islice(_rows(source), limit), start=1):
         try:
@@ -161,36 +155,9 @@ def _rows(source: Source) -> Iterator[Any]:
 
 
 def _read_file(path: Path) -> Iterator[Any]:
-    readers = {".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}
     if not path.is_file():
-        raise DataError(f"no file of questions at {path}; give one that ends in {', '.join(readers)}")
-    if path.suffix not in readers:
-        raise DataError(f"{path} is not of a known kind; give a file that ends in {', '.join(readers)}")
-    return readers[path.suffix](path)
-
-
-def _read_json_lines(path: Path) -> Iterator[Any]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise DataError(
-                            f"{path}, line {number} is not valid JSON ({error}); write one object per line"
-                        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-
-
-def _read_parquet(path: Path) -> Iterator[Any]:
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(READ_TOGETHER):
-                yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} cannot be read as parquet ({error})") from error
+        raise DataError(f"no file of questions at {path}; give one that ends in .jsonl, .json or .parquet")
+    return read_file(path)
 
 
 def _question(row: Any) -> Question:
@@ -222,13 +189,10 @@ def _options(value: Any) -> tuple[str, ...]:
 
 
 def _messages(value: Any, field: str) -> list[dict[str, str]]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise DataError(f"{field} must be a list of messages; got {value!r}")
-    for message in value:
-        parts = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None,)
-        if not all(isinstance(part, str) for part in parts):
-            raise DataError(f"{field} must hold messages with 'role' and 'content' as text; got {message!r}")
-    return [dict(message) for message in value]
+    messages = read_messages(value, field)
+    if not messages:
+        raise DataError(f"{field} must be a list of messages; got []")
+    return messages
 
 
 def _text(value: Any, what: str) -> str:

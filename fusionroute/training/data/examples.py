@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from fusionroute.errors import DataError, PromptError
 from fusionroute.models.prompt import PromptFormat
-from fusionroute.training.data.rows import Row, Source, draw_rows, name_of, read_example, read_prompt, read_rows
+from fusionroute.rows import Row, Source, name_of
+from fusionroute.training.data.rows import draw_rows, read_example, read_prompt, read_rows
 
 Reader = Callable[[Row], tuple[Any, ...]]  # a row to its prompt and then its answers: one, or a pair
 

@@ -8,16 +8,9 @@ from datasets import Dataset
 
 from fusionroute.errors import DataError
 from fusionroute.models.prompt import Prompt, PromptFormat
+from fusionroute.rows import Row, Source, read_messages
 from fusionroute.training.data.examples import DataReport, counted, encode_rows, refuse_empty
-from fusionroute.training.data.rows import (
-    Row,
-    Source,
-    present,
-    read_answer,
-    read_messages,
-    read_text_or_messages,
-    unknown_fields,
-)
+from fusionroute.training.data.rows import present, read_answer, read_text_or_messages, unknown_fields
 
 PAIR_FIELDS = (
     "'prompt', 'chosen' and 'rejected' (strings or lists of messages), or 'chosen' and 'rejected' as whole "

@@ -1,6 +1,5 @@
 """Rows of text: from wherever they are, and what stands in them. Knows nothing of tokens."""
 
-import json
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,16 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import load_dataset
 
 from fusionroute.errors import DataError
 from fusionroute.models.prompt import Prompt
+from fusionroute.rows import Row, Source, read_file, read_messages
 
-Row = Mapping[str, Any]
-Source = str | Path | Iterable[Row]
-READ_TOGETHER = 1000
 FIELDS = "'prompt' and 'completion' (strings or lists of messages), or 'messages' whose last one is the assistant's"
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # roles in `conversations`; others keep their names
 PROMPT_FIELDS = "'prompt' (a string or a list of messages) or 'messages'"
@@ -35,34 +30,11 @@ def read_rows(source: Source) -> Iterator[Row]:
 def _read_named(source: str | Path) -> Iterator[Row]:
     path = Path(source).expanduser()
     if path.is_file():
-        readers = {".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}
-        if path.suffix not in readers:
-            raise DataError(f"{path} is not of a known kind; give a file that ends in {', '.join(readers)}")
-        return readers[path.suffix](path)
+        return read_file(path)
     looks_like_path = path.is_absolute() or str(source).startswith((".", "~")) or path.suffix or path.exists()
     if looks_like_path or os.environ.get("HF_HUB_OFFLINE") == "1":
         raise DataError(f"no data file at {source}; give a .jsonl or .parquet file, or a hub id")
     return _read_hub(str(source))
-
-
-def _read_json_lines(path: Path) -> Iterator[Row]:
-    # Not datasets' reader: it wants one type per field over the whole file, even in fields that nobody reads
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{path}, line {number} is not valid JSON ({error}); write one per line") from error
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(READ_TOGETHER):
-                yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} cannot be read as parquet ({error})") from error
 
 
 def _read_hub(hub_id: str) -> Iterator[Row]:
@@ -87,11 +59,6 @@ def draw_rows(source: Source, limit: int | None, seed: int | None) -> Iterator[t
         elif (place := rng.randrange(number)) < limit:
             kept[place] = (number, row)
     return iter(sorted(kept, key=lambda pair: pair[0]))
-
-
-def name_of(source: Source) -> str:
-    """What messages call a source."""
-    return str(source) if isinstance(source, (str, Path)) else "the given data"
 
 
 def read_example(row: Row) -> tuple[Prompt, str]:
@@ -156,14 +123,3 @@ def read_answer(value: Any, field: str) -> str:
         roles = ", ".join(repr(message["role"]) for message in messages)
         raise DataError(f"the answer is one message of the assistant; got {roles or 'no message'} as {field}")
     return messages[0]["content"]
-
-
-def read_messages(value: Any, field: str, allowed: str = "a list of messages") -> list[dict[str, str]]:
-    """Raises `DataError` unless it is a list of messages with a role and a text each."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise DataError(f"{field} must be {allowed}; got {type(value).__name__}")
-    for message in value:
-        parts = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None,)
-        if not all(isinstance(part, str) for part in parts):
-            raise DataError(f"{field} must hold messages with 'role' and 'content' as text; got {message!r}")
-    return [dict(message) for message in value]

@@ -7,7 +7,7 @@ from threading import Event
 
 from fusionroute.models.endpoint import ATTEMPTS, ChatEndpoint
 from fusionroute.models.prompt import Prompt, as_text
-from fusionroute.training.data.rows import Row
+from fusionroute.rows import Row
 
 INSTRUCTION = """\
 You judge how well an assistant has answered a question. Rate its answer for correctness, fluency and level of detail,

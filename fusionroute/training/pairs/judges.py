@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from fusionroute.errors import SettingsError
 from fusionroute.models.reward import RewardModel, load_reward_model
-from fusionroute.training.data.rows import Row
+from fusionroute.rows import Row
 from fusionroute.training.pairs.endpoint import Endpoint
 from fusionroute.training.settings import PairSettings
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from fusionroute.errors import DataError, PromptError, SettingsError
 from fusionroute.models.prompt import Prompt, PromptFormat
-from fusionroute.training.data.rows import PROMPT_FIELDS, Row, present, read_example, read_prompt, read_rows
+from fusionroute.rows import Row
+from fusionroute.training.data.rows import PROMPT_FIELDS, present, read_example, read_prompt, read_rows
 from fusionroute.training.settings import PairSettings
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from fusionroute.errors import DataError
 from fusionroute.models.prompt import Prompt, PromptFormat
 from fusionroute.progress import Progress
+from fusionroute.rows import Source
 from fusionroute.training.data.examples import prepare
 from fusionroute.training.data.preferences import prepare_pairs
-from fusionroute.training.data.rows import Source, read_rows
+from fusionroute.training.data.rows import read_rows
 from fusionroute.training.pairs.questions import survey
 from fusionroute.training.planning.precheck import Basis
 from fusionroute.training.scoring.fingerprint import token_counts
