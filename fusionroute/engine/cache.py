@@ -253,7 +253,7 @@ class SlotCache(Cache):
                 buffer[row, :, start:end].zero_()
 
     def _is_reserved(self, rows: int, positions: int) -> bool:
-        """Whether there is room without a move; where room shrinks one is wanted, as it frees what was written there."""
+        """Whether there is room without a move; where it shrinks one is wanted, as it frees what was written there."""
         buffers = (*self._keys, *self._values)
         fits = all(rows <= len(each) and positions <= each.shape[2] for each in buffers)
         return bool(buffers) and fits and rows >= self._capacity[0] and positions >= self._capacity[1]
