@@ -4,7 +4,6 @@ The paper takes the member with the best benchmark score, which must be known be
 bits per byte, which mean the same to every tokenizer.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from math import log
@@ -34,7 +33,6 @@ LIMIT, MAX_NEW_TOKENS = 32, 64
 FAR_BEHIND = 0.1  # UniTE's rule of thumb for partners, there of benchmark scores
 REFERENCE_FIELDS = ("answer", "target", "completion")
 LEAST_LOOP = 16  # bytes: what is shorter repeats itself by chance
-STRAY_BYTE = re.compile("[\udc80-\udcff]")  # as Python reads bytes that are not UTF-8 if told to go on
 ROWS_TOGETHER = 256  # positions whose logits are turned into float32 at once
 
 
@@ -99,10 +97,7 @@ def read_questions(source: str | Path, limit: int | None = LIMIT) -> list[Questi
     Raises:
         DataError: no such file, no rows, rows of another form, text that is not UTF-8, or references in some rows only.
     """
-    try:
-        found = [_question(row, f"{name_of(source)}, row {number}") for number, row in draw_rows(source, limit, None)]
-    except UnicodeDecodeError:
-        raise DataError(_not_utf8(Path(source).expanduser())) from None
+    found = [_question(row, f"{name_of(source)}, row {number}") for number, row in draw_rows(source, limit, None)]
     if not found:
         raise DataError(f"{name_of(source)} holds no prompts; give at least one")
     missing = sum(question.reference is None for question in found)
@@ -111,13 +106,6 @@ def read_questions(source: str | Path, limit: int | None = LIMIT) -> list[Questi
             f"{name_of(source)}: {missing} of {len(found)} rows have no answer; give one to every row, or to none"
         )
     return found
-
-
-def _not_utf8(path: Path) -> str:
-    """Which line: the decoder that failed knew only its own buffer."""
-    text = path.read_bytes().decode(errors="surrogateescape").split("\n")
-    line = next(at for at, each in enumerate(text, 1) if STRAY_BYTE.search(each))
-    return f"{path}, line {line} is not UTF-8; save it as UTF-8"
 
 
 def _question(row: Mapping[str, Any], place: str) -> Question:

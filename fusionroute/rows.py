@@ -28,18 +28,17 @@ def read_file(path: Path) -> Iterator[Any]:
 
 def _read_json_lines(path: Path) -> Iterator[Any]:
     # Not datasets' reader: it wants one type per field over the whole file, even in fields that nobody reads
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _parsed(line, path, number)
+
+
+def _parsed(line: bytes, path: Path, number: int) -> Any:
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _parsed(line, path, number)
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-
-
-def _parsed(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
+        raise DataError(f"{path}, line {number} is not UTF-8; save it as UTF-8") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {number} is not valid JSON ({error}); write one object per line") from error
 

@@ -271,7 +271,7 @@ TOLD_ELSEWHERE = (
 
 
 def test_codes_that_are_tried_elsewhere_are_the_servers() -> None:
-    source = "".join(path.read_text() for path in (Path(__file__).parents[1] / "fusionroute" / "server").glob("*.py"))
+    source = "".join(path.read_text() for path in (Path(__file__).parents[1] / "fusionroute" / "server").rglob("*.py"))
     for *_, code in table("Errors"):
         for name in names(code):
             assert f'"{name}"' in source

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -43,12 +43,14 @@ class Budget:
         is_alone: whether no sequences of other engines are being written.
         spent: tokens, so far.
         has_made_room: whether a cache has grown for a sequence that joined, which may take as long as reading a part.
+        granted: which models may read which sequences whole, as that is spent already.
     """
 
     chunk: int
     is_alone: bool = True
     spent: int = 0
     has_made_room: bool = False
+    granted: set[tuple[AnyRunner, Readable]] = field(default_factory=set)
 
     @property
     def usual(self) -> int:
@@ -90,6 +92,7 @@ def _is_within(budget: Budget, pairs: Asked) -> bool:
     if beyond > budget.left:
         return False
     budget.spent += max(0, beyond)
+    budget.granted.update(pairs)
     return True
 
 
@@ -101,6 +104,8 @@ def too_far_behind(runner: AnyRunner, handles: ListLike[Readable], drafted: List
     """
     late = []
     for at, (handle, draft) in enumerate(zip(handles, drafted, strict=True)):
+        if (runner, handle) in budget.granted:
+            continue
         beyond = _missing(runner, handle) - draft - budget.usual
         if beyond > 0:
             beyond = _to_read(runner, handle, budget) - draft - budget.usual

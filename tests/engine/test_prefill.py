@@ -216,6 +216,18 @@ def test_nobody_waits_for_drafts(team, drafts: int, count: int) -> None:
     assert [sequence.output_ids for sequence in sequences] == [completion.token_ids for completion in plain]
 
 
+@pytest.mark.parametrize("chunk", [FEW, CPU_CHUNK])
+def test_texts_of_any_length_get_on_beside_another(team, chunk: int) -> None:
+    """Also where an expert that has read nothing is chosen behind just as many tokens as are read in a round."""
+    engine = Engine(FusionRoute(team), prefill_chunk=chunk)
+    endless = GenerationSettings(max_new_tokens=120, ignore_eos=True)
+    sequences = [engine.submit(tokens(length, seed=length), BRIEF) for length in range(2, 2 * chunk)]
+    engine.submit([10, 11], endless)
+    for _ in range(60):  # of which the first to arrive might miss most
+        engine.step()
+    assert all(sequence.is_finished for sequence in sequences)
+
+
 def test_restless_answers_lose_no_rounds(team) -> None:
     def rounds(chunk: int | None) -> int:
         engine, count = Engine(FusionRoute(team), prefill_chunk=chunk), 0
