@@ -20,7 +20,7 @@ from fusionroute.cli.merge import merge
 from fusionroute.cli.pairs import pairs
 from fusionroute.cli.serve import serve
 from fusionroute.cli.train import cdpo, score, sft, train
-from fusionroute.cli.zoo import build, demo, examples, listing
+from fusionroute.cli.zoo import build, demo, examples, listing, take
 from fusionroute.environment import versions
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ app.add_typer(roma, name="roma")
 zoo = typer.Typer(help="The bundled tiny models and tasks.")
 zoo.command("list")(listing)
 zoo.command()(examples)
+zoo.command()(take)
 zoo.command()(build)
 app.add_typer(zoo, name="zoo")
 

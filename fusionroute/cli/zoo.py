@@ -1,7 +1,7 @@
 """``fusionroute demo`` and ``fusionroute zoo``: the bundled tiny models and tasks."""
 
 import json
-from dataclasses import asdict
+import shutil
 from enum import StrEnum
 from math import prod
 from pathlib import Path
@@ -80,26 +80,56 @@ def _show(console: Any, prompt: str, answer: str) -> None:
 
 
 def examples(
-    task: Annotated[str, typer.Argument(help="A task of `fusionroute zoo list`.", show_default=False)],
+    names: Annotated[
+        list[str], typer.Argument(metavar="TASK...", help="Of `fusionroute zoo list`.", show_default=False)
+    ],
     split: Annotated[
         str, typer.Option("--split", help="experts, train, preference or test; of the mixtures' also router and dev.")
     ] = "train",
-    count: Annotated[int, typer.Option("--count", min=1)] = 10,
+    count: Annotated[int, typer.Option("--count", min=1, help="Of each task.")] = 10,
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
-    """Examples of a task, one JSON object a line."""
-    from fusionroute.zoo import tasks
-    from fusionroute.zoo.moe.tasks import MOE_TASKS, questions
-
+    """Examples of tasks, one JSON object a line, as other commands read them."""
     try:
-        if task.removeprefix(MOE) in MOE_TASKS and task.startswith(MOE):
-            rows = [question.as_row() for question in questions(task.removeprefix(MOE), split, count, seed)]
-        else:
-            rows = [asdict(example) for example in tasks.examples(task, split, count, seed)]
+        rows = [row for name in names for row in _rows(name, split, count, seed)]
     except ValueError as error:
         raise SettingsError(str(error)) from None
     for row in rows:
         print(json.dumps(row, ensure_ascii=False))
+
+
+def _rows(name: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    from fusionroute.zoo import tasks
+    from fusionroute.zoo.judge import row
+    from fusionroute.zoo.moe.tasks import MOE_TASKS, questions
+
+    if name.startswith(MOE) and name.removeprefix(MOE) in MOE_TASKS:
+        return [question.as_row() for question in questions(name.removeprefix(MOE), split, count, seed)]
+    return [row(example) for example in tasks.examples(name, split, count, seed)]
+
+
+def take(
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.", show_default=False)],
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Copy the bundled models into a folder, to be named in files of yours like any others, with lm-eval's tasks."""
+    quiet()
+    from fusionroute.output import new_folder
+    from fusionroute.zoo import lm_eval
+    from fusionroute.zoo.build import MODELS, weights_folder
+    from fusionroute.zoo.families import FAMILIES
+    from fusionroute.zoo.moe import MOE_MODELS
+
+    names = (*MODELS, *FAMILIES, *MOE_MODELS)
+    with new_folder(output, overwrite=overwrite) as folder:
+        for name in names:
+            shutil.copytree(weights_folder(name), folder / name)
+        shutil.copytree(lm_eval.__path__[0], folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    stdout().print(
+        f"{len(names)} models are in {escape(str(output))}; name them as {escape(str(output / names[1]))}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 class Models(StrEnum):

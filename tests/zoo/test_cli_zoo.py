@@ -7,8 +7,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fusionroute.cli import app
+from fusionroute.models.loading import ModelReference, load_tokenizer
+from fusionroute.training.data.rows import read_example
+from fusionroute.zoo.build import MODELS
 from fusionroute.zoo.families import FAMILIES, build
 from fusionroute.zoo.families.recipe import FamilyRecipe
+from fusionroute.zoo.judge import judge
+from fusionroute.zoo.moe import MOE_MODELS
 from fusionroute.zoo.tasks import FAMILY_TASKS, TASKS
 
 
@@ -29,6 +34,23 @@ def test_the_list_shows_all_models_and_tasks() -> None:
 def test_examples_of_a_ledger() -> None:
     lines = run("zoo", "examples", "ledger", "--count", 2).stdout.splitlines()
     assert [json.loads(line)["task"] for line in lines] == ["ledger"] * 2
+
+
+def test_examples_are_rows_to_learn_from_and_to_be_judged_by() -> None:
+    (line,) = run("zoo", "examples", "sums", "--count", 1).stdout.splitlines()
+    row = json.loads(line)
+    assert read_example(row)[1] == row["completion"]
+    assert judge([row], [row["completion"]]) == [1]
+
+
+def test_the_models_are_taken_into_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "zoo"
+    assert "name them as" in run("zoo", "take", folder).stdout
+    assert load_tokenizer(ModelReference(model=str(folder / "math"))).vocab_size > 0
+    assert {each.name for each in folder.iterdir()} == {*MODELS, *FAMILIES, *MOE_MODELS}
+    (folder / "mine.txt").write_text("kept")
+    assert run("zoo", "take", folder).exit_code != 0
+    assert (folder / "mine.txt").read_text() == "kept"
 
 
 def test_families_are_built_into_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+fusionroute serve runs/team --port 8000

@@ -1,0 +1,2 @@
+fusionroute demo
+fusionroute zoo take zoo

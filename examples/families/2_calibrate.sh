@@ -1,0 +1,1 @@
+fusionroute calibrate safe.yaml prompts.jsonl --output calibrated.yaml

@@ -1,0 +1,1 @@
+fusionroute evaluate compare.yaml --output runs/comparison
