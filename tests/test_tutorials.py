@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.models.ensemble import EnsembleSettings
 from fusionroute.moe.roma.settings import RoMASettings
 from fusionroute.training.settings import TrainSettings
+from served import Server, serving_clients
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r"^```\w+ title=\"examples/([^\"]+)\"\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SERVED = ("4_serve.sh", "client.py")  # run by the server's own tests
 READERS = {"team": TrainSettings, "compare": CompareSettings, "safe": EnsembleSettings, "roma": RoMASettings}
 
 
@@ -42,10 +43,19 @@ def test_every_file_of_settings_is_read(path: Path) -> None:
 def test_a_tutorial_runs_from_nothing_to_its_result(page: Path, tmp_path: Path) -> None:
     beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = {**os.environ, "PATH": beside, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    for name, text in blocks(page).items():
-        path = tmp_path / Path(name).name
-        path.write_text(text, encoding="utf-8")
-        command = {".sh": ["sh", "-e"], ".py": [sys.executable]}.get(path.suffix)
-        if command and path.name not in SERVED:
-            run = subprocess.run([*command, path.name], cwd=tmp_path, env=environment, capture_output=True, text=True)
-            assert run.returncode == 0, f"{name}: {run.stdout[-2000:]}{run.stderr[-2000:]}"
+    port = serving_clients.free_port()
+    with ExitStack() as servers:
+        for name, text in blocks(page).items():
+            path = tmp_path / Path(name).name
+            path.write_text(text.replace("8000", str(port)), encoding="utf-8")
+            command = {".sh": ["sh", "-e"], ".py": [sys.executable]}.get(path.suffix)
+            if path.name.endswith("_serve.sh"):
+                process = subprocess.Popen(
+                    ["sh", "-e", "-c", f"exec {text.replace('8000', str(port))}"], cwd=tmp_path, env=environment
+                )
+                servers.enter_context(serving_clients.stopped_in_the_end(Server(port, process)))
+            elif command:
+                run = subprocess.run(
+                    [*command, path.name], cwd=tmp_path, env=environment, capture_output=True, text=True
+                )
+                assert run.returncode == 0, f"{name}: {run.stdout[-2000:]}{run.stderr[-2000:]}"
