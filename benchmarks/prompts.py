@@ -8,7 +8,8 @@ prefix arrive together; with and without take turns, on smaller models, since wi
 Parts: while some answers are being written a long prompt arrives, which is read in parts or at once; a gap is the time
 between two tokens of a running answer, an ordinary step the median of those just before. "With the long answer" are the
 steps after, in which its own answer is written too; in the last of them it leaves, and a copy of what was read of it is
-kept. Memory is touched before, since a virtual machine may wait long for a page that it has never had.
+kept. "Without it" are as many steps into which nothing arrives: what the machine itself does to the largest of them.
+Memory is touched before, since a virtual machine may wait long for a page that it has never had.
 """
 
 import argparse
@@ -81,14 +82,8 @@ def shared(models: Models, requests: int, prefix: int, rounds: int) -> dict[str,
 
 def arrival(models: Models, length: int, chunk: int | None) -> dict[str, Any]:
     """One long prompt that arrives while others write."""
-    engine = Engine(FusionRoute(models), prefill_chunk=chunk)  # type: ignore[arg-type]
-    chunk = engine.prefill_chunk
-    rounds = 2 * -(-length // chunk) + LONG_NEW  # until router and expert have read it and it is answered
-    enough = GenerationSettings(max_new_tokens=WARM + ORDINARY + rounds + WRITERS, ignore_eos=True)
-    running = [engine.submit(tokens(32, seed=at), enough) for at in range(WRITERS)]
-    for _ in range(WARM):
-        engine.step()
-    ordinary = statistics.median(step(engine, running)[0] for _ in range(ORDINARY))
+    engine, running, ordinary = writers(models, length, chunk)
+    enough = running[0].settings
     late = engine.submit(tokens(length, seed=99), enough.model_copy(update={"max_new_tokens": LONG_NEW}))
     gaps, waits, after = [], 0, []
     while not late.position:
@@ -99,20 +94,54 @@ def arrival(models: Models, length: int, chunk: int | None) -> dict[str, Any]:
         gap, waited = step(engine, running)
         after.append(gap)
         waits += waited
-    assert not any(sequence.is_finished for sequence in running), "they write all the while"
-    for sequence in running:
-        engine.cancel(sequence)  # and with that the memory that the next engine is to have
+    leave(engine, running)
     return {
-        "chunk": chunk,
-        "largest gap / ordinary step": max(gaps) / ordinary,
-        "95 % of gaps / ordinary step": quantile(gaps, 0.95) / ordinary,
-        "median gap / ordinary step": statistics.median(gaps) / ordinary,
+        "chunk": engine.prefill_chunk,
+        **compared(gaps, ordinary),
         "largest with the long answer / ordinary step": max(after) / ordinary,
         "with the long answer / ordinary step": statistics.median(after) / ordinary,
         "rounds until its first token": len(gaps),
         "rounds in which somebody got no token": waits,
         "seconds until its first token": sum(gaps),
         "seconds of an ordinary step": ordinary,
+    }
+
+
+def undisturbed(models: Models, length: int, chunk: int | None) -> dict[str, Any]:
+    """As many steps as a long prompt would take, without one."""
+    engine, running, ordinary = writers(models, length, chunk)
+    gaps = [step(engine, running)[0] for _ in range(reading(length, engine))]
+    leave(engine, running)
+    return compared(gaps, ordinary)
+
+
+def writers(models: Models, length: int, chunk: int | None) -> tuple[Engine, list[Sequence], float]:
+    """Answers being written that will not end while a prompt is read, and the seconds of an ordinary step."""
+    engine = Engine(FusionRoute(models), prefill_chunk=chunk)  # type: ignore[arg-type]
+    most = WARM + ORDINARY + reading(length, engine) + LONG_NEW + WRITERS
+    enough = GenerationSettings(max_new_tokens=most, ignore_eos=True)
+    running = [engine.submit(tokens(32, seed=at), enough) for at in range(WRITERS)]
+    for _ in range(WARM):
+        engine.step()
+    return engine, running, statistics.median(step(engine, running)[0] for _ in range(ORDINARY))
+
+
+def reading(length: int, engine: Engine) -> int:
+    """Rounds until router and expert have read it."""
+    return 2 * -(-length // engine.prefill_chunk)
+
+
+def leave(engine: Engine, running: list[Sequence]) -> None:
+    assert not any(sequence.is_finished for sequence in running), "they write all the while"
+    for sequence in running:
+        engine.cancel(sequence)  # and with that the memory that the next engine is to have
+
+
+def compared(gaps: list[float], ordinary: float) -> dict[str, float]:
+    return {
+        "largest gap / ordinary step": max(gaps) / ordinary,
+        "95 % of gaps / ordinary step": quantile(gaps, 0.95) / ordinary,
+        "median gap / ordinary step": statistics.median(gaps) / ordinary,
     }
 
 
@@ -137,15 +166,16 @@ def step(engine: Engine, running: list[Sequence]) -> tuple[float, bool]:
 
 def arrivals(models: Models, length: int, rounds: int, chunk: int | None) -> dict[str, Any]:
     touch()
-    each: dict[str, list[dict[str, Any]]] = {"in parts": [], "at once": []}
+    each: dict[str, list[dict[str, Any]]] = {"without it": [], "in parts": [], "at once": []}
     for _ in range(rounds):
+        each["without it"].append(undisturbed(models, length, chunk))
         each["in parts"].append(arrival(models, length, chunk))
         each["at once"].append(arrival(models, length, WHOLE))
     result: dict[str, Any] = {"prompt": length, "running": WRITERS}
     for name, found in each.items():
         result[name] = {key: spread([one[key] for one in found]) for key in found[0]}
     result["its first token in parts / at once"] = ratio(
-        *([one["seconds until its first token"] for one in found] for found in each.values())
+        *([one["seconds until its first token"] for one in each[name]] for name in ("in parts", "at once"))
     )
     return result
 
@@ -177,7 +207,7 @@ def render(results: dict[str, Any]) -> str:
         (f"{what}: seconds to the last first token, without / with reuse", one["first token without / with"]),
         (f"{what}: seconds in all, without / with reuse", one["total without / with"]),
     ]
-    for name in ("in parts", "at once"):
+    for name in ("without it", "in parts", "at once"):
         for key in (
             "largest gap / ordinary step",
             "95 % of gaps / ordinary step",
@@ -186,7 +216,8 @@ def render(results: dict[str, Any]) -> str:
             "with the long answer / ordinary step",
             "rounds in which somebody got no token",
         ):
-            rows.append((f"a prompt of {other['prompt']} tokens, {name}: {key}", other[name][key]))
+            if key in other[name]:
+                rows.append((f"a prompt of {other['prompt']} tokens, {name}: {key}", other[name][key]))
     rows.append(("its first token, in parts / at once", other["its first token in parts / at once"]))
     return table(("what", "median (min to max)"), [(name, with_spread(value)) for name, value in rows])
 

@@ -162,6 +162,8 @@ ROWS = (
     Row("a 4,000-token prompt arrives while 8 answers are written: largest gap of theirs ÷ a step", "prompts",
         at("long prompt", "in parts", "largest gap / ordinary step"), "≤ 3"),
     Row("the same, 95 % of the gaps", "prompts", at("long prompt", "in parts", "95 % of gaps / ordinary step")),
+    Row("the same, the largest where nothing arrives", "prompts",
+        at("long prompt", "without it", "largest gap / ordinary step")),
     Row("the same, the largest, read at once", "prompts", at("long prompt", "at once", "largest gap / ordinary step")),
     Row("speculation by the router, trained zoo team, greedy, same tokens: tokens/s with ÷ without", "speculation",
         at("zoo", "batch 1, greedy", "router, adaptive", WITH), "≥ 1.5"),
