@@ -46,12 +46,14 @@ class Row:
     Attributes:
         read: the figure of a result: a number, or a mapping with its spread; see `speed_table.figure`.
         target: ``≤ 1.00`` or ``≥ 10``; empty where nothing is to be reached.
+        is_headline: shown in the README.
     """
 
     what: str
     script: str
     read: Callable[[Results], Any]
     target: str = ""
+    is_headline: bool = False
 
 
 def at(*keys: str) -> Callable[[Results], Any]:
@@ -126,22 +128,22 @@ ALONE, WITH = "time per token / drafter alone", "tokens/s with / without"
 ROWS = (
     Row(
         "one stream, 3 experts, greedy, one writes: time per token ÷ (router + expert by `generate`)",
-        "engine_speed", at(ONE_STREAM, "steady", "fused / (router + expert)"), "≤ 1.00",
+        "engine_speed", at(ONE_STREAM, "steady", "fused / (router + expert)"), "≤ 1.00", True,
     ),
     Row("the same, sampled, experts take turns", "engine_speed",
-        at(ONE_STREAM, "restless", "fused / (router + expert)"), "≤ 1.00"),
+        at(ONE_STREAM, "restless", "fused / (router + expert)"), "≤ 1.00", True),
     Row("time per token with 8 experts ÷ with 2, same routing trace", "engine_speed",
-        at("number of experts", "8 experts / 2 experts"), "≤ 1.05"),
+        at("number of experts", "8 experts / 2 experts"), "≤ 1.05", True),
     Row("tokens/s at 16 sequences ÷ at 1, bfloat16, one expert writes", "engine_speed",
-        at("batch, bfloat16", "steady", "tokens/s at 16 / at 1"), "≥ 10"),
+        at("batch, bfloat16", "steady", "tokens/s at 16 / at 1"), "≥ 10", True),
     Row("the same, experts take turns", "engine_speed", at("batch, bfloat16", "restless", "tokens/s at 16 / at 1")),
     Row("tokens/s at 16 sequences ÷ at 1, float32, one expert writes", "engine_speed",
-        at("batch, float32", "steady", "tokens/s at 16 / at 1"), "≥ 5"),
+        at("batch, float32", "steady", "tokens/s at 16 / at 1"), "≥ 5", True),
     Row("the same, experts take turns", "engine_speed", at("batch, float32", "restless", "tokens/s at 16 / at 1")),
     Row("tokens read per output token: router", "engine_speed",
         at(ONE_STREAM, "restless", "tokens read per output token", "router"), "≤ 1.00"),
     Row("tokens read per output token: all experts together, taking turns", "engine_speed",
-        read_by_experts("restless"), "≤ 2.00"),
+        read_by_experts("restless"), "≤ 2.00", True),
     Row("share of the read bandwidth, one stream, float32: team", "bandwidth",
         at("float32", "team, our engine", SHARE), "≥ 0.75"),
     Row("the same, one model in our engine", "bandwidth", at("float32", "one model, our engine", SHARE), "≥ 0.75"),
@@ -158,7 +160,7 @@ ROWS = (
     Row("time per token with 16 experts ÷ with 2, same routing trace", "scaling",
         at("number of experts", "time per token with most / with fewest")),
     Row("32 requests that share 1,000 tokens: time to the last first token without reuse ÷ with", "prompts",
-        at("shared prefix", "first token without / with")),
+        at("shared prefix", "first token without / with"), is_headline=True),
     Row("a 4,000-token prompt arrives while 8 answers are written: largest gap of theirs ÷ a step", "prompts",
         at("long prompt", "in parts", "largest gap / ordinary step"), "≤ 3"),
     Row("the same, 95 % of the gaps", "prompts", at("long prompt", "in parts", "95 % of gaps / ordinary step")),
@@ -166,8 +168,8 @@ ROWS = (
         at("long prompt", "without it", "largest gap / ordinary step")),
     Row("the same, the largest, read at once", "prompts", at("long prompt", "at once", "largest gap / ordinary step")),
     Row("speculation by the router, trained zoo team, greedy, same tokens: tokens/s with ÷ without", "speculation",
-        at("zoo", "batch 1, greedy", "router, adaptive", WITH), "≥ 1.5"),
-    Row("the same, 16 at once", "speculation", at("zoo", "batch 16, greedy", "router, adaptive", WITH), "≥ 1.5"),
+        at("zoo", "batch 1, greedy", "router, adaptive", WITH), "≥ 1.5", True),
+    Row("the same, 16 at once", "speculation", at("zoo", "batch 16, greedy", "router, adaptive", WITH), "≥ 1.5", True),
     Row("the same, one at a time, a router of about a quarter of the experts' size", "speculation",
         quarter_of_the_experts, "≥ 2"),
     Row("speculation where drafts are right by chance alone, the worst drafter: tokens/s with ÷ without", "speculation",
@@ -178,7 +180,7 @@ ROWS = (
     Row("averaging two models, 768 tokens: time of modelco's `LogitArithmetic` ÷ ours, same tokens", "modelco_speed",
         at("time of modelco / of fusionroute"), "≥ 10"),
     Row("vLLM plugin, 64 requests at once: throughput ÷ one dense model of equal work in vLLM, shaped as real ones",
-        "vllm_speed", at("team / grown", "throughput"), "≥ 0.9"),
+        "vllm_speed", at("team / grown", "throughput"), "≥ 0.9", True),
     Row("the same, a dense model twice as wide and no deeper", "vllm_speed", at("team / wide", "throughput"), "≥ 0.9"),
     Row("server: tokens/s of 16 clients ÷ of one", "serving", at("speed", "tokens/s against one client", "16"), "≥ 5"),
     Row("server: tokens/s of 16 clients ÷ the engine alone", "serving",

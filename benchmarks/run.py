@@ -1,9 +1,9 @@
-"""Runs the benchmarks, one after the other, and writes what came out into docs/speed.md.
+"""Runs the benchmarks, one after the other, and writes what came out into the pages that show it.
 
     python benchmarks/run.py                      # everything that this machine can measure: hours
     python benchmarks/run.py --only engine_speed  # some of it
     python benchmarks/run.py --quick              # every script at a tiny size: does it still run? writes nothing
-    python benchmarks/run.py --table              # only the page, from the committed results
+    python benchmarks/run.py --table              # only the pages, from the committed results
     python benchmarks/run.py --list               # what there is
 
 What cannot run here is skipped and says what it lacks. A script that fails does not stop the others; the exit code
@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from measuring import ROOT, described
+from pages import write_pages
 from rows import ROWS, SCRIPTS, Need, Script
-from speed_table import PAGE, RESULTS, unreadable, write_page
+from speed_table import RESULTS, unreadable
 
 DONE, SKIPPED, FAILED = "done", "skipped", "FAILED"
 WORKERS = 2  # of a quick run, in which times mean nothing
@@ -55,7 +56,7 @@ def measure(scripts: Iterable[Script]) -> list[Outcome]:
         outcome = one(script, script.full, script.needs, RESULTS / f"{script.name}.json")
         print(outcome)
         if outcome.state == DONE:
-            write_page()
+            write_pages()
         outcomes.append(outcome)
     return outcomes
 
@@ -144,7 +145,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[script.name for script in SCRIPTS])
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written: does everything still run?")
-    mode.add_argument("--table", action="store_true", help="write docs/speed.md from the committed results")
+    mode.add_argument("--table", action="store_true", help="write README and docs from the committed results")
     mode.add_argument("--list", action="store_true", help="scripts, their rows and targets")
     options = parser.parse_args()
     named = [script for script in SCRIPTS if not options.only or script.name in options.only]
@@ -152,8 +153,8 @@ def main() -> int:
         print(listed(named))
         return 0
     if options.table:
-        write_page()
-        print(f"written to {PAGE.relative_to(ROOT)}")
+        changed = ", ".join(str(page.relative_to(ROOT)) for page in write_pages())
+        print(f"written to {changed}" if changed else "every page says what the results say")
         return 0
     return _told(try_all(named) if options.quick else measure(_unasked_left_out(named, options)))
 

@@ -1,6 +1,5 @@
-"""The page docs/speed.md: what stands between its markers comes from the committed results. It measures nothing."""
+"""Tables of speed, from the committed results: every row with its target, and how each was made."""
 
-import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,13 +10,9 @@ from typing import Any
 from measuring import ROOT, table
 from rows import ROWS, SCRIPTS, Results, Row, Script
 
-from fusionroute.output import write_text
-
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "speed.md"
+RESULTS = ROOT / "benchmarks" / "results"
 SPREADS = (("min", "max", ""), ("lower quartile", "upper quartile", ", quartiles"), ("low", "high", ", 95 %"))
 MISSING, UNRECORDED = "not measured yet", "not recorded"
-PICTURES = {"scaling": "images/scaling.svg"}  # beside the page
-BLOCK = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,13 @@ def rows_table(folder: Path = RESULTS, rows: Iterable[Row] = ROWS) -> str:
     return table(heads, [_line(row, results_of(row.script, folder)) for row in rows])
 
 
+def headline(folder: Path = RESULTS, rows: Iterable[Row] = ROWS) -> str:
+    """The rows that the README shows."""
+    shown = [(row, results_of(row.script, folder)) for row in rows if row.is_headline]
+    lines = [[row.what, str(figure(row.read(found))) if found else MISSING, row.target] for row, found in shown]
+    return table(["what", "figure (min to max)", "aim"], lines)
+
+
 def _line(row: Row, results: Results | None) -> list[str]:
     if results is None:
         return [row.what, MISSING, row.target, "", f"`{row.script}`"]
@@ -113,29 +115,6 @@ def _short(command: str) -> str:
 def _machine(machine: Mapping[str, Any]) -> str:
     cpus = f", {machine['cpus']} cores" if "cpus" in machine else ""
     return f"{machine.get('processor', machine.get('os', '').split('-')[0])}{cpus}"
-
-
-def block(name: str, folder: Path = RESULTS) -> str:
-    """What stands between the markers of that name: ``rows``, ``sources``, or a script's own tables."""
-    if name == "rows":
-        return rows_table(folder)
-    if name == "sources":
-        return sources(folder)
-    results = results_of(name, folder)
-    if results is None:
-        return f"*{MISSING}*"
-    picture = PICTURES.get(name, "")
-    shown = f"![{name}]({picture})\n\n" if picture and (PAGE.parent / picture).exists() else ""
-    return shown + str(importlib.import_module(name).render(results))
-
-
-def rendered(page: str, folder: Path = RESULTS) -> str:
-    """The page with every block as the results are now."""
-    return BLOCK.sub(lambda found: f"{found[1]}{block(found[2], folder)}\n{found[3]}", page)
-
-
-def write_page() -> None:
-    write_text(PAGE, rendered(PAGE.read_text(encoding="utf-8")))
 
 
 def unreadable(script: str, results: Results) -> Iterator[str]:

@@ -324,7 +324,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if options.part == "render":
-            print(render())
+            print(_rendered())
         elif options.seed is not None:
             _one_seed(options.part, options.seed, options.family or FAMILIES)
         else:
@@ -487,21 +487,28 @@ def ablated() -> dict[str, Any]:
 # tables
 
 
-def render() -> str:
-    parts = []
-    if RESULTS.exists():
-        record = json.loads(RESULTS.read_text())
-        parts += [_family_table(family, record) for family in record["families"]]
+def render(record: Mapping[str, Any]) -> str:
+    """A table for each family."""
+    return "\n\n".join(_family_table(family, record) for family in record["families"])
+
+
+def _rendered() -> str:
+    """What there is of both, the picture drawn anew."""
+    parts = [render(json.loads(RESULTS.read_text()))] if RESULTS.exists() else []
     if ABLATION.exists():
         record = json.loads(ABLATION.read_text())
-        parts.append(_ablation_table(record))
-        shown = [
-            (row["group"], row["label"], *(row["accuracy"]["seen"][key] for key in ("value", "low", "high")))
-            for row in record["rows"]
-        ]
-        bounds = [record[name]["seen"]["value"] for name in ("base", "oracle")]
-        PICTURE.write_text(ablation_svg(shown, *bounds), encoding="utf-8")
+        draw_ablation(record)
+        parts.append(render_ablation(record))
     return "\n\n".join(parts)
+
+
+def draw_ablation(record: Mapping[str, Any]) -> None:
+    shown = [
+        (row["group"], row["label"], *(row["accuracy"]["seen"][key] for key in ("value", "low", "high")))
+        for row in record["rows"]
+    ]
+    bounds = [record[name]["seen"]["value"] for name in ("base", "oracle")]
+    PICTURE.write_text(ablation_svg(shown, *bounds), encoding="utf-8")
 
 
 def _family_table(family: str, record: Mapping[str, Any]) -> str:
@@ -525,7 +532,7 @@ def _family_table(family: str, record: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _ablation_table(record: Mapping[str, Any]) -> str:
+def render_ablation(record: Mapping[str, Any]) -> str:
     lines = ["| ablation | | seen tasks, % (95 % interval) | held-out tasks, % |", "|---|---|---|---|"]
     for row in record["rows"]:
         accuracy = row["accuracy"]

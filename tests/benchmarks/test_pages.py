@@ -1,18 +1,26 @@
-"""docs/speed.md says what the committed results say; a figure is read, judged and printed as it should be."""
+"""Pages say what the committed results say; a figure is read, judged and printed as it should be."""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
-import speed_table
+from pages import BLOCK, PAGES, block, rendered
 from rows import ROWS, SCRIPTS, Row, at, quarter_of_the_experts, read_by_experts, worst_of_hopeless
-from speed_table import PAGE, RESULTS, Figure, figure, rendered, results_of, rows_table, unreadable, verdict
+from speed_table import RESULTS, Figure, figure, headline, results_of, rows_table, unreadable, verdict
 
 
-def test_the_page_is_that_of_the_committed_results() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert rendered(page) == page, "docs/speed.md is stale: python benchmarks/run.py --table"
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_is_that_of_the_committed_results(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    assert rendered(page) == page, f"{path.name} is stale: python benchmarks/run.py --table"
+
+
+def test_readme_and_results_are_among_the_pages() -> None:
+    names = {path.name: BLOCK.findall(path.read_text(encoding="utf-8")) for path in PAGES}
+    assert all(
+        names[page] for page in ("README.md", "speed.md", "evaluation.md", "ensembles.md", "moe.md", "training.md")
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -107,4 +115,18 @@ def test_blocks_of_the_page_follow_the_results(tmp_path: Path) -> None:
     expected = "# A\n<!-- begin: bandwidth -->\n*not measured yet*\n<!-- end -->\ntext\n"
     assert rendered(page, tmp_path) == expected
     assert rendered(expected, tmp_path) == expected
-    assert speed_table.block("engine_speed", RESULTS).startswith("| what | median |")
+    assert block("engine_speed", None, RESULTS).startswith("| what | median |")
+
+
+def test_a_block_may_be_one_table_of_several() -> None:
+    tables = [block("zoo_comparison", number) for number in (1, 2)]
+    assert len(set(tables)) == 2
+    assert all(table.startswith("| right answers, %") for table in tables)
+    with pytest.raises(IndexError):
+        block("zoo_comparison", 99)
+
+
+def test_the_headline_is_of_rows_that_stand_alone(tmp_path: Path) -> None:
+    rows = [Row("speed", "x", at("a"), "≥ 2", is_headline=True), Row("more", "x", at("a"))]
+    (tmp_path / "x.json").write_text('{"a": 3}')
+    assert headline(tmp_path, rows).splitlines()[2:] == ["| speed | 3.00 | ≥ 2 |"]
