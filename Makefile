@@ -4,14 +4,14 @@
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 WORKERS ?= 2
 VENV := .venv
-EXTRAS := dev,peft,eval,moe,server
+EXTRAS := dev,docs,peft,eval,moe,server
 INSTALLED := $(VENV)/.installed.stamp
 RUN := $(VENV)/bin/python -m
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-vllm lint typecheck format bench bench-quick build clean
+.PHONY: help install demo test test-slow test-vllm lint typecheck format bench bench-quick docs build clean
 
 help:
 	@echo "make demo       train a router over the bundled tiny experts, compare, show"
@@ -23,6 +23,7 @@ help:
 	@echo "make format     let ruff rewrite the code"
 	@echo "make bench      the benchmarks, hours on a quiet machine; docs/speed.md shows what came out"
 	@echo "make bench-quick  every benchmark at a tiny size: does it still run?"
+	@echo "make docs       the site, in build/site"
 	@echo "make build      wheel and source archive in dist/"
 	@echo "make install    only set up $(VENV) (every target does it when needed)"
 	@echo "make clean      remove build outputs and caches; environments and runs/ stay"
@@ -59,6 +60,9 @@ bench: $(INSTALLED)
 
 bench-quick: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/run.py --quick
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 build: $(INSTALLED)
 	$(RUN) build

@@ -87,7 +87,8 @@ class Ensemble:
 
         Args:
             changes: options of the file that are to be others here, such as ``{"draft_length": 3, "weights.qwen": 2}``.
-            dtype, device: for every model that names none of its own; they come before the file's.
+            dtype: for every model that names none of its own; it comes before the file's.
+            device: likewise.
             trust_remote_code: of every model; the file may allow it for some.
 
         Raises:

@@ -54,7 +54,8 @@ class Team(TeamModels):
         """An engine over this team, for callers that submit and step themselves; options as in `generate`.
 
         Args:
-            prefix_reuse, prefill_chunk: see `Engine`.
+            prefix_reuse: see `Engine`.
+            prefill_chunk: see `Engine`.
         """
         answering.check_batch(max_batch)
         return Engine(
@@ -104,7 +105,8 @@ class Team(TeamModels):
             speculation: draft tokens and let one pass of each model check several: the same answers, sooner. A
                 drafter's name (``"router"``, ``"ngram"``), a small model's folder or hub id, or `SpeculationSettings`,
                 also as a mapping; None asks for one token at a time.
-            max_batch, cache_limit: see `Engine`.
+            max_batch: see `Engine`.
+            cache_limit: see `Engine`.
             on_finish: called with each sequence as it ends.
             **settings: `GenerationSettings`: ``max_new_tokens``, ``do_sample``, ``temperature``, ``top_k``, ``top_p``,
                 ``min_p``, ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop``, ``logprobs``,

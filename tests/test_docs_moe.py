@@ -1,4 +1,4 @@
-"""docs/moe.md: its Python stands alone; what it says to try is the tutorial, see test_tutorials.py."""
+"""docs/moe.md: its Python stands alone; what it says to try is the tutorial, see test_examples.py."""
 
 import ast
 import builtins

@@ -88,7 +88,8 @@ def append_tokens(
     Args:
         tokens: ``[sequences]``.
         logits: what they were chosen from, ``[sequences, vocabulary]``; log-probabilities are computed if asked for.
-        experts, weights: name and routing weights for each sequence.
+        experts: who wrote, for each sequence.
+        weights: routing weights, for each sequence.
         decided_by: codes of `ops.agreement.decided_by`, ``[sequences]``; None = the expert.
         opinions: all distributions that took part, for sequences that ask for candidates; None = ``logits`` alone,
             the expert's.

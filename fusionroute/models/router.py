@@ -138,7 +138,9 @@ class Router(nn.Module):
         """Load what `save_pretrained` wrote. Raises `CheckpointError` if either part is missing or corrupt.
 
         Args:
-            dtype, device, loaded: of the LM; see `load_model`.
+            dtype: of the LM; see `load_model`.
+            device: of the LM.
+            loaded: models that may be used again.
         """
         reference = as_reference(folder)
         head = load_route_head(Path(reference.model))

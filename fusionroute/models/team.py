@@ -183,7 +183,8 @@ class TeamModels:
         """Load a team from a folder or hub id. Adapters over one base, the router's too, share its weights.
 
         Args:
-            dtype, device: for every model; see `load_model`.
+            dtype: for every model; see `load_model`.
+            device: for every model.
             devices: per model name (``"router"`` or an expert's), overriding ``device``.
             revision: of the team's own repository.
 

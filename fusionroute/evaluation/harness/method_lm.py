@@ -45,7 +45,8 @@ class MethodLM(TemplateLM):
     Args:
         method: what writes; likelihoods need one that is `TeacherForced`.
         prompt: the format its models were trained with. None is the tokenizer's own chat template.
-        max_batch, cache_limit: see `Engine`.
+        max_batch: see `Engine`.
+        cache_limit: see `Engine`.
         seed: of sampled answers, from which each request and each of its repeats gets its own.
         max_new_tokens: where a task does not say.
         max_length: read no more tokens than this, where that is less than the context.

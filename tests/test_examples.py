@@ -1,4 +1,4 @@
-"""Every block of a tutorial is a file in ``examples/`` that runs, in the order of the page."""
+"""Every titled block of a tutorial or how-to is a file in ``examples/`` that runs, in the order of the page."""
 
 import os
 import re
@@ -17,9 +17,11 @@ from fusionroute.training.settings import TrainSettings
 from served import Server, serving_clients
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = [page for room in ("tutorials", "how-to") for page in sorted((ROOT / "docs" / room).glob("*.md"))]
+PAGES = [page for page in PAGES if (ROOT / "examples" / page.stem).exists()]  # others have nothing to run
 BLOCK = re.compile(r"^```\w+ title=\"examples/([^\"]+)\"\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 READERS = {"team": TrainSettings, "compare": CompareSettings, "safe": EnsembleSettings, "roma": RoMASettings}
+SETTINGS = [path for path in sorted((ROOT / "examples").glob("*/*.yaml")) if path.stem != "my_task"]  # lm-eval's
 
 
 def blocks(page: Path) -> dict[str, str]:
@@ -33,14 +35,14 @@ def test_blocks_are_the_files_and_no_file_is_left_out(page: Path) -> None:
     assert blocks(page) == files
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_file_of_settings_is_read(path: Path) -> None:
     READERS[path.stem.removeprefix("real_")].parse(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_tutorial_runs_from_nothing_to_its_result(page: Path, tmp_path: Path) -> None:
+def test_a_page_runs_from_nothing_to_its_result(page: Path, tmp_path: Path) -> None:
     beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     environment = {**os.environ, "PATH": beside, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     port = serving_clients.free_port()

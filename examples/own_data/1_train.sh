@@ -1,0 +1,5 @@
+fusionroute zoo take zoo
+python make_rows.py
+fusionroute train team.yaml --dry-run
+fusionroute train team.yaml --output runs/team
+fusionroute generate runs/team "Where is my parcel?"

@@ -1,0 +1,1 @@
+fusionroute zoo take zoo
