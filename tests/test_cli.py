@@ -361,3 +361,11 @@ def test_the_command_line_itself_imports_nothing_heavy() -> None:
         "assert not {'torch', 'transformers', 'datasets', 'numpy'} & sys.modules.keys()"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_help_fits_a_screen() -> None:
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) <= 36
+    for command in ("demo", "lm-eval", "roma", "zoo"):
+        assert f"│ {command} " in result.output

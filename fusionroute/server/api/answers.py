@@ -12,7 +12,7 @@ from starlette.types import Receive
 from fusionroute.engine.sequence import PromptLogprob, TraceRecord
 from fusionroute.server.api.errors import of_answer
 from fusionroute.server.api.prompts import Asked
-from fusionroute.server.api.security import ClientGone
+from fusionroute.server.api.security import ClientGone, until_gone
 from fusionroute.server.ticket import Ticket, Update
 from fusionroute.server.worker import Worker
 
@@ -39,7 +39,7 @@ class Answers:
         self._ticket = self._worker.submit(
             asked.offered.id, asked.sequences, self._on_update, arrived_at=asked.arrived_at
         )
-        self._leaving = asyncio.create_task(self._until_gone())
+        self._leaving = asyncio.create_task(self._leave_with_client())
         return self
 
     async def __aexit__(
@@ -81,9 +81,8 @@ class Answers:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._rounds.put_nowait, updates)
 
-    async def _until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    async def _leave_with_client(self) -> None:
+        await until_gone(self._receive)
         assert self._ticket is not None
         self._ticket.cancel()
         self._rounds.put_nowait(None)

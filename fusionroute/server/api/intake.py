@@ -14,7 +14,7 @@ from starlette.types import Receive
 from fusionroute.server.api.errors import bad_request, of_answer, shutting_down
 from fusionroute.server.api.prompts import Asked, IsWanted, parse
 from fusionroute.server.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
-from fusionroute.server.api.security import ClientGone
+from fusionroute.server.api.security import ClientGone, until_gone
 from fusionroute.server.api.token_text import token_texts
 from fusionroute.server.logs import entry
 from fusionroute.server.offer import Offered
@@ -85,7 +85,7 @@ class Intake:
     async def _in_turn(self, work: Callable[[], Asked], receive: Receive, arrived_at: float) -> Asked:
         """What ``work`` gives; it is not begun, or not waited for, where the client or the server ends first."""
         begun = asyncio.get_running_loop().run_in_executor(self._tokeniser, work)
-        gone = asyncio.create_task(_until_gone(receive))
+        gone = asyncio.create_task(until_gone(receive))
         either: set[asyncio.Future[Any]] = {begun, gone}
         try:
             while not begun.done():
@@ -115,11 +115,6 @@ class Intake:
         if self.settings.log_prompts and isinstance(asked.request, CompletionRequest):
             about["prompt"] = asked.request.prompt
         entry(request.scope).update({key: value for key, value in about.items() if value is not None})
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _check_content_type(request: Request) -> None:

@@ -168,6 +168,12 @@ class ClientGone(Exception):
     """Nobody is there to answer; what the request holds is let go."""
 
 
+async def until_gone(receive: Receive) -> None:
+    """Wait until the client has hung up; for who has read the whole body."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def abort(scope: Scope) -> None:
     """Close the client's connection without waiting for it to take what is still to be sent."""
     connection = scope.get("state", {}).get(CONNECTION)
