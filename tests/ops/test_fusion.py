@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from fusionroute.ops.fusion import fuse
@@ -10,9 +11,11 @@ def test_fusion_is_the_normalised_product_of_two_distributions() -> None:
     torch.testing.assert_close(fuse(router.log(), expert.log(), normalise=False).exp(), product)
 
 
-def test_raw_logits_and_log_probabilities_give_the_same() -> None:
+@pytest.mark.parametrize("normalise", [True, False])
+def test_raw_logits_and_log_probabilities_give_the_same(normalise: bool) -> None:
     router, expert = torch.randn(2, 5, 11)
-    torch.testing.assert_close(fuse(router + 3, expert - 2), fuse(router.log_softmax(-1), expert.log_softmax(-1)))
+    raw = fuse(router + 3, expert - 2, normalise=normalise)
+    torch.testing.assert_close(raw, fuse(router.log_softmax(-1), expert.log_softmax(-1), normalise=normalise))
 
 
 def test_a_uniform_partner_changes_nothing_and_half_precision_is_summed_in_float32() -> None:
