@@ -46,6 +46,14 @@ def test_what_exists_is_not_touched(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "new")
 
 
+def test_a_folder_is_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old").write_text("x")
+    with pytest.raises(OutputExistsError, match="already holds old"), new_folder(tmp_path / "run"):
+        raise AssertionError("nothing is begun")
+    assert (tmp_path / "run" / "old").read_text() == "x"
+
+
 def test_json_is_written_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "a.json", {"é": 1})
     assert (tmp_path / "deep" / "a.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
