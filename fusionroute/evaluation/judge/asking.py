@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -47,13 +47,27 @@ class Asking:
         with ThreadPoolExecutor(at_once) as pool:
             asked: dict[Future[Verdict], int] = {}
             with self._in_hand(pool, asked):
-                asked.update((pool.submit(self._judge, *place), at) for at, place in enumerate(wanted))
-                for future in as_completed(asked):
+                for future in self._asked_in_turn(pool, asked, wanted, at_once):
                     self._take(future, asked[future], wanted)
                     progress.advance(1)
                 if self.refused and not any(each.problem != "refused" for each in self.folder.verdicts.values()):
                     raise next(error for _, error in self.refused.values())
                 self._keep_refused()
+
+    def _asked_in_turn(
+        self, pool: ThreadPoolExecutor, asked: dict[Future[Verdict], int], wanted: Sequence[Place], at_once: int
+    ) -> Iterator[Future[Verdict]]:
+        """Answers as they come. The next question is asked when one has been taken, lest a judge that refuses
+        everything is asked on meanwhile.
+        """
+        pending = set[Future[Verdict]]()
+        while len(asked) < len(wanted) or pending:
+            for at in range(len(asked), min(len(wanted), len(asked) + at_once - len(pending))):
+                future = pool.submit(self._judge, *wanted[at])
+                asked[future] = at
+                pending.add(future)
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from done
 
     def _take(self, future: Future[Verdict], at: int, wanted: Sequence[Place]) -> None:
         try:
