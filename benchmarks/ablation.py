@@ -41,7 +41,7 @@ from fusionroute.models.router import Router
 from fusionroute.models.team import TeamModels, write_team
 from fusionroute.models.vocabulary import ROUTER
 from fusionroute.output import new_folder, write_json, write_text
-from fusionroute.terminal import RichProgress
+from fusionroute.terminal.progress import RichProgress
 from fusionroute.training import run
 from fusionroute.training.arguments import sft_config
 from fusionroute.training.pairs.make import make_pairs

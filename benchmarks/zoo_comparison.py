@@ -27,7 +27,7 @@ from fusionroute.errors import FusionRouteError, OutputExistsError
 from fusionroute.evaluation.compare.run import compare
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.output import write_json
-from fusionroute.terminal import RichProgress
+from fusionroute.terminal.progress import RichProgress
 from fusionroute.training.run import train
 from fusionroute.training.run_folder import PAIRS_FILE, is_finished
 from fusionroute.training.settings import TrainSettings

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fusionroute import Team
-from fusionroute.terminal import coloured_answer, expert_styles, legend
+from fusionroute.terminal.tokens import coloured_answer, expert_styles, legend
 from fusionroute.zoo.contest import unseen
 from fusionroute.zoo.tasks import check
 

@@ -46,7 +46,7 @@ class Ensemble:
         self.members = tuple(by_name[name] for name in in_order(by_name, drafter))
         for member in self.members:
             bytes_per_token(member.model, member.name)
-        self.make_method()  # what does not fit together is told now
+        self.method()  # what does not fit together is told now
 
     @property
     def drafter(self) -> Member:
@@ -108,7 +108,7 @@ class Ensemble:
         )
         return cls(members, **_options(settings))
 
-    def make_method(self) -> Any:
+    def method(self) -> Any:
         """A method over the members with caches of its own."""
         return ensemble_method(self.members, self.options)
 
@@ -118,7 +118,7 @@ class Ensemble:
         They give each prompt twice: as the drafter's token ids, and unrendered for the others.
         """
         answering.check_batch(max_batch)
-        return Engine(self.make_method(), self.tokenizer, max_batch=max_batch, cache_limit=cache_limit)
+        return Engine(self.method(), self.tokenizer, max_batch=max_batch, cache_limit=cache_limit)
 
     def generate(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -19,7 +20,9 @@ from fusionroute import Completion, Team
 from fusionroute.cli import app
 from fusionroute.cli.overrides import as_changes, with_overrides
 from fusionroute.cli.prompts import read_prompts
-from fusionroute.terminal import expert_styles
+from fusionroute.cli.train import after
+from fusionroute.terminal.tokens import expert_styles
+from fusionroute.training.settings import TrainSettings
 
 PROMPTS = ["hello", "a b c"]
 NAMES = ("math", "code", "chat")
@@ -106,7 +109,7 @@ def test_every_option_arrives(team_folder: Path) -> None:
         PROMPTS[:1], max_new_tokens=12, complement=False, stop=["zz", "e"], **options
     )[0]
     result = run(
-        "generate", team_folder, PROMPTS[0], "--max-new-tokens", 12, "--sample", "--temperature", 0.7, "--top-k", 40,
+        "generate", team_folder, PROMPTS[0], "--max-new-tokens", 12, "--do-sample", "--temperature", 0.7, "--top-k", 40,
         "--top-p", 0.9, "--min-p", 0.01, "--seed", 3, "--stop", "zz", "--stop", "e", "--logprobs", 2, "--no-complement",
         "--device", "cpu", "--dtype", "float32", "--cache-limit", "64MiB", "--max-batch", 1, "--json",
     )  # fmt: skip
@@ -160,7 +163,7 @@ def test_a_conversation_that_has_grown_too_long_says_so_and_goes_on(team_folder:
 
 
 def visible(text: str) -> str:
-    from fusionroute.terminal import VISIBLE
+    from fusionroute.terminal.tokens import VISIBLE
 
     return text.translate(VISIBLE)
 
@@ -184,11 +187,11 @@ def test_a_misspelt_command_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("value", ["-1", "hot"])
 def test_a_bad_temperature_is_refused_before_the_team_is_loaded(value: str) -> None:
-    assert "temperature" in complaint("generate", "/no/such/team", "hi", "--sample", "--temperature", value)
+    assert "temperature" in complaint("generate", "/no/such/team", "hi", "--do-sample", "--temperature", value)
 
 
 def test_an_option_without_effect_is_an_error() -> None:
-    assert "--sample" in complaint("generate", "/no/such/team", "hi", "--top-p", "0.5")
+    assert "--do-sample" in complaint("generate", "/no/such/team", "hi", "--top-p", "0.5")
     assert "--json" in complaint("generate", "/no/such/team", "hi", "--logprobs", "1")
 
 
@@ -239,6 +242,19 @@ experts: {math: /no/such/model, code: /no/such/model}
 router: {init: /no/such/model}
 data: {train: train.jsonl}
 """
+
+
+@pytest.mark.parametrize(
+    ("stage", "method", "then"),
+    [
+        ("score", "fusion_route", "fusionroute sft team.yaml --output out"),
+        ("train", "fusion_route", 'fusionroute generate out "…"'),
+        ("train", "fine_tuned", "load out/model like any checkpoint"),  # it is no team, and `generate` would refuse it
+    ],
+)
+def test_training_ends_by_saying_what_to_do_next(stage: str, method: str, then: str) -> None:
+    settings = TrainSettings.parse(yaml.safe_load(TEAM_YAML) | {"method": method})
+    assert after(stage, settings, Path("team.yaml"), Path("out")).startswith(then)
 
 
 def test_a_misspelt_yaml_key_names_the_nearest(tmp_path: Path) -> None:

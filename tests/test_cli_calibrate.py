@@ -11,7 +11,7 @@ from rich.console import Console
 
 import tiny_ensemble
 from fusionroute.calibration import Calibration
-from fusionroute.cli.calibrate import _conclude, _table, write_drafter
+from fusionroute.cli.calibrate import _judge, _table, write_drafter
 from fusionroute.models.ensemble import EnsembleSettings
 from fusionroute.zoo.build import weights_folder
 from fusionroute.zoo.tasks import examples
@@ -69,7 +69,7 @@ def test_without_answers_the_models_write_and_judge(file: Path, prompts: Path) -
 def test_answers_that_loop_are_warned_of() -> None:
     found = Calibration({"a": (1.0,) * 7, "b": (2.0,) * 7}, by_reference=False, looping={"a": 5})
     console = Console(file=io.StringIO(), width=300)
-    _conclude(console, found)
+    _judge(console, found)
     assert isinstance(console.file, io.StringIO)
     assert "warning: 5 of 7 answers of a were cut off while they repeated themselves" in console.file.getvalue()
 

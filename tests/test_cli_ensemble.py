@@ -124,7 +124,7 @@ def test_chat_keeps_the_history(file: Path) -> None:
         (("--set", "models.third=/no/such/model"), ("'third' has none",)),
         (("--set", "models.pieces=/no/such/model"), ("/no/such/model",)),
         (("--set", "host"), ("KEY=VALUE",)),
-        (("--temperature", "0.5"), ("--sample",)),
+        (("--temperature", "0.5"), ("--do-sample",)),
     ],
 )
 def test_what_is_wrong_is_one_line(file: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:

@@ -33,9 +33,8 @@ def test_a_table_and_where_the_rest_lies(tmp_path: Path) -> None:
     result = evaluate(tmp_path, "--set", "seeds=[0, 1]")
     assert result.exit_code == 0, result.output
     assert "math alone" in result.stdout
-    assert f"{tmp_path / 'out' / 'report.html'} is the page to read".replace("\n", "") in result.stdout.replace(
-        "\n", ""
-    )
+    results, page = tmp_path / "out" / "results.json", tmp_path / "out" / "report.html"
+    assert result.stdout.endswith(f"{results} is ready\nnext: open {page} in a browser\n")
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     assert record["command"] == "fusionroute evaluate compare.yaml --output out --set 'seeds=[0, 1]'"
     assert record["seeds"] == [0, 1]

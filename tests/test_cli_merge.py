@@ -54,7 +54,7 @@ def test_it_writes_what_the_library_does(values: dict[str, Any], tmp_path: Path)
         path.name for path in (tmp_path / "library").iterdir()
     )
     assert f"✓ merged math, code by {values['method']}" in result.stdout
-    assert result.stdout.endswith(f"{tmp_path / 'cli'} is ready, a normal checkpoint\n")
+    assert f"{tmp_path / 'cli'} is ready\nnext: load it like any checkpoint" in result.stdout
 
 
 def test_an_existing_folder_is_replaced_only_if_asked(tmp_path: Path) -> None:

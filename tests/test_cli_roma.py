@@ -45,17 +45,21 @@ def settings(tmp_path: Path) -> Path:
 
 def test_train_and_apply_do_what_the_library_does(settings: Path, tmp_path: Path) -> None:
     expected = train_roma(world(tmp_path, weight=2.0), tmp_path / "library")
-    result = run("train", settings, tmp_path / "run", "--set", "weight=2")
+    result = run("train", settings, "--output", tmp_path / "run", "--set", "weight=2")
     assert result.exit_code == 0, result.output
-    assert result.stdout.endswith(f"{tmp_path / 'run' / 'model'} is ready\n")
-    result = run("train", settings, tmp_path / "delta", "--delta", "--set", "weight=2")
-    assert f"{tmp_path / 'delta' / 'router_delta.safetensors'} is ready; next: fusionroute roma apply" in result.stdout
+    made, base = tmp_path / "run" / "model", tmp_path / "base"
+    asking = f"QUESTIONS.jsonl --reference-base {base}\n"
+    assert result.stdout.endswith(f"{made} is ready\nnext: fusionroute roma evaluate {made} {asking}")
+    result = run("train", settings, "--output", tmp_path / "delta", "--delta", "--set", "weight=2")
+    delta = tmp_path / "delta" / "router_delta.safetensors"
+    assert f"{delta} is ready\nnext: fusionroute roma apply {base} {delta} --output …\n" in result.stdout
     assert not (tmp_path / "delta" / "model").exists()
-    result = run("apply", tmp_path / "base", tmp_path / "delta", tmp_path / "applied")
-    assert result.stdout == f"{tmp_path / 'applied'} is ready, a normal checkpoint\n"
-    for made in (tmp_path / "run" / "model", tmp_path / "applied"):
-        assert (made / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
-    again = run("train", settings, tmp_path / "run", "--set", "weight=2")
+    result = run("apply", tmp_path / "base", tmp_path / "delta", "--output", tmp_path / "applied")
+    applied = tmp_path / "applied"
+    assert result.stdout == f"{applied} is ready\nnext: fusionroute roma evaluate {applied} {asking}"
+    for folder in (made, applied):
+        assert (folder / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    again = run("train", settings, "--output", tmp_path / "run", "--set", "weight=2")
     assert "already finished" in " ".join(again.stdout.split())
 
 
@@ -139,7 +143,7 @@ def test_a_run_s_model_is_asked_as_the_run_was(tmp_path: Path, asked: list[list[
     for shown in (
         run(*command),
         run("oracle", made, questions, "--steps", 1, "--layers", 1, "--device", "cpu"),
-        run("record", made, questions, tmp_path / "recorded", "--layers", 1, "--device", "cpu"),
+        run("record", made, questions, "--output", tmp_path / "recorded", "--layers", 1, "--device", "cpu"),
     ):
         assert f"questions were put as chat_template, as {settings} says" in shown.stdout
     assert load_pathways(tmp_path / "recorded").settings["prompt"] == "chat_template"
@@ -201,14 +205,14 @@ def test_layers_are_a_number_a_list_or_all(tmp_path: Path) -> None:
 
 
 def test_sweep_shows_every_point(settings: Path, tmp_path: Path) -> None:
-    result = run("sweep", settings, tmp_path / "sweep", "--delta", "--set", "sweep=[3, 1]", "--json")
+    result = run("sweep", settings, "--output", tmp_path / "sweep", "--delta", "--set", "sweep=[3, 1]", "--json")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert said.pop("prompt") is None
     assert [point["weight"] for point in said["points"]] == [0, 1, 3]
     written = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert {name: written[name] for name in said} == said
-    shown = run("sweep", settings, tmp_path / "sweep", "--delta", "--set", "sweep=[3, 1]").stdout
+    shown = run("sweep", settings, "--output", tmp_path / "sweep", "--delta", "--set", "sweep=[3, 1]").stdout
     assert all(f"\n{name}" in shown.replace(" ", "") for name in ("untouched", "0", "1", "3"))
     assert f"λ = {said['chosen']:g} was chosen" in shown
     assert all(f" {100 * point['mean_of_tasks']:.1f} " in shown for point in (said["base"], *said["points"]))
@@ -217,13 +221,13 @@ def test_sweep_shows_every_point(settings: Path, tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_one_line(settings: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    assert "did you mean 'weight'" in complaint("train", settings, output, "--set", "wieght=2")
-    assert "no settings file" in complaint("train", tmp_path / "none.yaml", output)
-    assert "the model has 4" in complaint("train", settings, output, "--set", "layers=5")
-    assert "no router delta at" in complaint("apply", tmp_path / "base", tmp_path, tmp_path / "applied")
+    assert "did you mean 'weight'" in complaint("train", settings, "--output", output, "--set", "wieght=2")
+    assert "no settings file" in complaint("train", tmp_path / "none.yaml", "--output", output)
+    assert "the model has 4" in complaint("train", settings, "--output", output, "--set", "layers=5")
+    assert "no router delta at" in complaint("apply", tmp_path / "base", tmp_path, "--output", tmp_path / "applied")
     assert "no file of questions" in complaint("evaluate", tmp_path / "base", tmp_path / "none.jsonl")
     assert "'all'" in complaint("oracle", tmp_path / "base", tmp_path / "dev.jsonl", "--layers", "most")
-    assert "name data.dev" in complaint("sweep", settings, output, "--set", "data.dev=[]")
+    assert "name data.dev" in complaint("sweep", settings, "--output", output, "--set", "data.dev=[]")
     assert not output.exists() or not (output / "checkpoints").exists()
 
 
@@ -238,21 +242,22 @@ def test_record_and_report_make_a_page(tmp_path: Path) -> None:
     world(tmp_path)
     save_model(tmp_path / "other", seed=5)
     for name in ("base", "other"):
-        command = ("record", tmp_path / name, tmp_path / "train.jsonl", tmp_path / f"{name}-pathways", "--layers", "2")
-        result = run(*command, "--device", "cpu", "--limit", 20)
+        command = ("record", tmp_path / name, tmp_path / "train.jsonl", "--output", tmp_path / f"{name}-pathways")
+        result = run(*command, "--layers", "2", "--device", "cpu", "--limit", 20)
         assert result.exit_code == 0, result.output
-        assert result.stdout.endswith("pathways of 20 questions\n")
+        assert f"pathways of 20 questions\n{command[-1]} is ready\nnext: " in result.stdout
     page = tmp_path / "routing.html"
-    result = run("report", tmp_path / "base-pathways", tmp_path / "other-pathways", page)
+    result = run("report", tmp_path / "base-pathways", tmp_path / "other-pathways", "--output", page)
     assert result.exit_code == 0, result.output
     assert "Routing before and after" in page.read_text()
     assert "the embeddings (self)" in page.read_text()
     assert 'id="methods"' not in page.read_text()
     told = tmp_path / "results.json"
-    pair = (tmp_path / "base-pathways", tmp_path / "other-pathways", tmp_path / "methods.html", "--results", told)
+    both = (tmp_path / "base-pathways", tmp_path / "other-pathways", "--output")
+    pair = (*both, tmp_path / "methods.html", "--results", told)
     told.write_text('{"base": {"all": 0.5}, "RoMA": {"all": {"value": 0.625, "low": 0.6, "high": 0.65}}}')
     assert run("report", *pair).exit_code == 0
-    assert "62.5" in pair[2].read_text().partition('id="methods"')[2]
+    assert "62.5" in pair[3].read_text().partition('id="methods"')[2]
     for text, said in (
         ("{", "not valid JSON"),
         ("[]", "no methods"),
@@ -261,6 +266,6 @@ def test_record_and_report_make_a_page(tmp_path: Path) -> None:
     ):
         told.write_text(text)
         assert said in complaint("report", *pair, "--overwrite")
-    assert "no results can be read" in complaint("report", *pair[:4], tmp_path / "none.json", "--overwrite")
-    assert "exists" in complaint("report", tmp_path / "base-pathways", tmp_path / "other-pathways", page)
-    assert "holds" in complaint("report", tmp_path / "base", tmp_path / "other-pathways", tmp_path / "x.html")
+    assert "no results can be read" in complaint("report", *pair[:5], tmp_path / "none.json", "--overwrite")
+    assert "exists" in complaint("report", *both, page)
+    assert "holds" in complaint("report", tmp_path / "base", *both[1:], tmp_path / "x.html")

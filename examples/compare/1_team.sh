@@ -1,2 +1,2 @@
 fusionroute demo
-fusionroute zoo take zoo
+fusionroute zoo take --output zoo

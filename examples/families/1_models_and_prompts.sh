@@ -1,2 +1,2 @@
-fusionroute zoo take zoo
+fusionroute zoo take --output zoo
 fusionroute zoo examples short_ledger --split train --count 30 > prompts.jsonl

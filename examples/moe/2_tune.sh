@@ -1,2 +1,2 @@
-fusionroute roma sweep roma.yaml runs/roma
+fusionroute roma sweep roma.yaml --output runs/roma
 fusionroute roma evaluate runs/roma/model test.jsonl --reference-base zoo/olmoe

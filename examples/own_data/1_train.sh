@@ -1,4 +1,4 @@
-fusionroute zoo take zoo
+fusionroute zoo take --output zoo
 python make_rows.py
 fusionroute train team.yaml --dry-run
 fusionroute train team.yaml --output runs/team

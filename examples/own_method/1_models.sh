@@ -1,1 +1,1 @@
-fusionroute zoo take zoo
+fusionroute zoo take --output zoo

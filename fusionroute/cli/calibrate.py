@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 
 from fusionroute.cli import options
-from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.console import conclude, quiet, say, stdout
 from fusionroute.cli.overrides import as_changes
 from fusionroute.errors import OutputExistsError
 
@@ -63,7 +63,7 @@ def calibrate(
     quiet()
     from fusionroute.calibration import check_judges, choose_drafter, read_questions
     from fusionroute.models.ensemble import EnsembleSettings, load_members, load_voices
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
 
     changes = as_changes(override or ())
     settings = EnsembleSettings.read(ensemble, changes)
@@ -78,10 +78,10 @@ def calibrate(
             progress=progress,
         )  # fmt: skip
     console.print(_table(found))
-    _conclude(console, found)
+    _judge(console, found)
     if output is not None:
         write_drafter(ensemble, output, found.best, changes)
-        console.print(f"{output} has drafter: {found.best}", soft_wrap=True, markup=False)
+        conclude(console, output, f'fusionroute generate {output} "…"')
 
 
 def _table(found: "Calibration") -> "Table":
@@ -110,31 +110,34 @@ def _interval(estimate: "Estimate", sign: str) -> str:
     return "–" if estimate.n < FOR_AN_INTERVAL else f"{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
 
 
-def _conclude(console: Console, found: "Calibration") -> None:
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
-
-    say(f"drafter: {found.best}")
+def _judge(console: Console, found: "Calibration") -> None:
+    say(console, f"drafter: {found.best}")
     if not found.by_reference:
         say(
+            console,
             "this is a guess: the answers that the other models would rather have written need not be the good ones, "
-            "and a model that alone knows your task is outvoted; give good answers to your prompts to be sure"
+            "and a model that alone knows your task is outvoted; give good answers to your prompts to be sure",
         )
     for name, count in found.looping.items():
         say(
+            console,
             f"warning: {count} of {found.n} answers of {name} were cut off while they repeated themselves, which "
-            "everybody foresees, so its bits say little; is prompt the format it knows?"
+            "everybody foresees, so its bits say little; is prompt the format it knows?",
         )
     close = [name for name in found.bits if name != found.best and found.is_within_noise(name)]
     if close:
-        say(f"within noise: on other prompts {' or '.join(close)} might have come first; more prompts tell them apart")
+        say(
+            console,
+            f"within noise: on other prompts {' or '.join(close)} might have come first; more prompts tell them apart",
+        )
     if found.left_out:
-        say(f"{found.left_out} prompts were left out, to which some model wrote nothing")
+        say(console, f"{found.left_out} prompts were left out, to which some model wrote nothing")
     if far := {name: share for name, share in found.far_behind().items() if name not in close}:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in far.items())
         say(
+            console,
             f"warning: far behind {found.best}, in bits per byte: {shares}; a member that is much weaker than the best "
-            "can make answers worse than the best alone writes"
+            "can make answers worse than the best alone writes",
         )
 
 

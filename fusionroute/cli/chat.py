@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def chat(
     team: options.TeamOrEnsemble,
     max_new_tokens: options.MaxNewTokens = 256,
-    sample: options.Sample = False,
+    do_sample: options.DoSample = False,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -38,8 +38,8 @@ def chat(
 ) -> None:
     """Talk with a team or an ensemble: /reset forgets, /exit leaves, Ctrl-C ends an answer."""
     settings = generation_settings(
-        max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        seed=seed, stop=stop,
+        max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p,
+        min_p=min_p, seed=seed, stop=stop,
     )  # fmt: skip
     drafting = speculation_options(speculation, max_draft)
     loaded = load_writers(
@@ -56,7 +56,7 @@ def chat(
 
 def _converse(team: "Team | Ensemble", engine: "Engine", settings: GenerationSettings) -> None:
     from fusionroute.ensemble import Ensemble
-    from fusionroute.terminal import ASKED_EXPLAINED, MARK_EXPLAINED
+    from fusionroute.terminal.tokens import ASKED_EXPLAINED, MARK_EXPLAINED
 
     console, messages = stdout(), list[dict[str, str]]()
     if console.is_terminal:

@@ -60,7 +60,7 @@ def _table(plan: "Plan") -> Table:
 
 
 def _row(stage: "StagePlan") -> list[str]:
-    from fusionroute.terminal import duration
+    from fusionroute.terminal.progress import duration
 
     def number(value: int | None) -> str:
         return "–" if value is None else f"{value:,}"

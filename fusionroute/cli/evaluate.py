@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fusionroute.cli import options
-from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.console import conclude, quiet, stdout
 from fusionroute.cli.failing import FAILED, complain
 from fusionroute.cli.overrides import with_overrides
 from fusionroute.config import read_yaml
@@ -44,7 +44,8 @@ def evaluate(
     settings = _settings(compare, override or [], allow_code=allow_code)
     from fusionroute.evaluation.compare.run import REPORT, RESULTS
     from fusionroute.evaluation.compare.run import compare as run
-    from fusionroute.terminal import RichProgress, ensembling_table
+    from fusionroute.terminal.progress import RichProgress
+    from fusionroute.terminal.tables import ensembling_table
 
     console = stdout()
     with RichProgress(console) as progress:
@@ -59,7 +60,7 @@ def evaluate(
     console.print(_table(record))
     if (table := ensembling_table(record["cost"])) is not None:
         console.print(table)
-    console.print(f"{output / RESULTS} has the figures, {output / REPORT} is the page to read", soft_wrap=True)
+    conclude(console, output / RESULTS, f"open {output / REPORT} in a browser")
     if record["failed"]:
         first = record["failed"][0]
         raise typer.Exit(
@@ -92,7 +93,7 @@ def _command(path: Path, output: Path, overrides: list[str], *, allow_code: bool
 
 def _table(record: dict[str, Any]) -> "Table":
     from fusionroute.evaluation.statistics import Estimate
-    from fusionroute.terminal import comparison_table
+    from fusionroute.terminal.tables import comparison_table
 
     fields = Estimate.__dataclass_fields__
     columns = [*record["tasks"], "average"]

@@ -1,17 +1,16 @@
 """``fusionroute export``: a team as one checkpoint for vLLM."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fusionroute.cli import options
-from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.console import conclude, quiet, say, stdout
 
 
 def export(
     team: options.TeamFolder,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.", show_default=False)],
+    output: options.OutputFolder,
     no_complement: Annotated[
         bool, typer.Option("--no-complement", help="Route only: leave out the router's own say.")
     ] = False,
@@ -23,7 +22,7 @@ def export(
     """Write a team as one checkpoint for vLLM, which serves it beyond one machine."""
     quiet()
     from fusionroute.models.export.export import export_team
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
 
     console = stdout()
     with RichProgress(console) as progress:
@@ -34,5 +33,5 @@ def export(
         how = [f"{what} {', '.join(names)}" for what, names in ways.items() if names]
         progress.finish("; ".join(how))
     for note in done.notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
-    console.print(f"{output} is ready: {done.serve(output)}", soft_wrap=True, markup=False)
+        say(console, f"note: {note}")
+    conclude(console, output, done.serve(output))

@@ -32,7 +32,7 @@ def generate(
         Path | None, typer.Option("--file", help="One prompt a line; *.jsonl: objects with `prompt` or `messages`.")
     ] = None,
     max_new_tokens: options.MaxNewTokens = 256,
-    sample: options.Sample = False,
+    do_sample: options.DoSample = False,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -63,8 +63,8 @@ def generate(
     if logprobs is not None and not as_json:
         raise SettingsError("--logprobs are only written with --json; add it or drop --logprobs")
     settings = generation_settings(
-        max_new_tokens=max_new_tokens, do_sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        seed=seed, stop=stop, logprobs=logprobs,
+        max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p,
+        min_p=min_p, seed=seed, stop=stop, logprobs=logprobs,
     )  # fmt: skip
     drafting = speculation_options(speculation, max_draft)
     asked = read_prompts(prompts, file)
@@ -112,7 +112,8 @@ def _answer_many(
     settings: GenerationSettings,
 ) -> "list[Completion]":
     from fusionroute.answering import complete
-    from fusionroute.terminal import RichProgress, coloured_answer, expert_styles
+    from fusionroute.terminal.progress import RichProgress
+    from fusionroute.terminal.tokens import coloured_answer, expert_styles
 
     with RichProgress(console) as progress:
         progress.start("writing", len(prompts))

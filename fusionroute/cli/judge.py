@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from fusionroute.cli import options
-from fusionroute.cli.console import stdout
+from fusionroute.cli.console import conclude, say, stdout
 from fusionroute.cli.failing import FAILED, complain
 from fusionroute.errors import SettingsError
 
@@ -71,7 +71,7 @@ def judge(
     settings = _judge_settings({"judge_model": judge_model, "order": order, "ties": ties, "seed": seed})
     from fusionroute.evaluation.judge.origin import title
     from fusionroute.evaluation.judge.win_rate import RESULT_FILE, win_rate
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
 
     console = stdout()
     prices = None if price_in is None or price_out is None else (price_in, price_out)
@@ -89,14 +89,14 @@ def judge(
             raise SettingsError(_as_options(str(error))) from None
     if result.win_rate is None:
         raise typer.Exit(complain(f"{result}; read the replies in {output / 'verdicts.jsonl'}", FAILED))
-    console.print(f"{title(answers_a, answers_b)}: {result}", soft_wrap=True, markup=False)
+    say(console, f"{title(answers_a, answers_b)}: {result}")
     if (first := result.first_preferred) is not None:
-        console.print(
+        say(
+            console,
             f"the answer shown first was preferred in {100 * first.value:.1f} % of {first.n} "
             f"({100 * first.low:.1f} to {100 * first.high:.1f})",
-            soft_wrap=True,
         )
-    console.print(f"{output / RESULT_FILE} has the details", soft_wrap=True, markup=False)
+    conclude(console, output / RESULT_FILE, f"read some replies in {output / 'verdicts.jsonl'} before you trust them")
 
 
 def _confirm(console: Console, cost: "Cost", prices: tuple[float, float] | None, yes: bool) -> None:

@@ -19,7 +19,7 @@ def generation_settings(**options: Any) -> GenerationSettings:
     try:
         return GenerationSettings.parse(options)
     except SettingsError as error:
-        raise SettingsError(str(error).replace("do_sample=True", "--sample")) from None  # as it is called here
+        raise SettingsError(str(error).replace("do_sample=True", "--do-sample")) from None  # as it is called here
 
 
 def load_team(folder: str, device: str | None, dtype: str | None) -> "Team":

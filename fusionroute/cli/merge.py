@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusionroute.cli import options
-from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.console import conclude, quiet, stdout
 from fusionroute.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def merge(
     )
     experts = _experts(expert)
     from fusionroute.models.merging import merge_into_folder
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
 
     console = stdout()
     with RichProgress(console) as progress:
@@ -68,7 +68,7 @@ def merge(
 
         merge_into_folder(base, experts, settings, output, dtype=dtype, overwrite=overwrite, on_tensor=on_tensor)
         progress.finish(f"merged {', '.join(experts)} by {settings.method}")
-    console.print(f"{output} is ready, a normal checkpoint", soft_wrap=True, markup=False)
+    conclude(console, output, "load it like any checkpoint, or name it as `model` of method single in COMPARE.yaml")
 
 
 def _experts(given: list[str]) -> dict[str, str]:

@@ -39,27 +39,29 @@ Overrides = Annotated[
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", help="Most tokens to write.", rich_help_panel=GENERATION)
 ]
-Sample = Annotated[
-    bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.", rich_help_panel=GENERATION)
+DoSample = Annotated[
+    bool, typer.Option("--do-sample", help="Draw tokens instead of taking the likeliest.", rich_help_panel=GENERATION)
 ]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="With --sample.", rich_help_panel=GENERATION)]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", help="With --do-sample.", rich_help_panel=GENERATION)
+]
 TopK = Annotated[
-    int | None, typer.Option("--top-k", help="With --sample: only the k likeliest.", rich_help_panel=GENERATION)
+    int | None, typer.Option("--top-k", help="With --do-sample: only the k likeliest.", rich_help_panel=GENERATION)
 ]
 TopP = Annotated[
     float | None,
     typer.Option(
-        "--top-p", help="With --sample: only the likeliest with this much probability.", rich_help_panel=GENERATION
+        "--top-p", help="With --do-sample: only the likeliest with this much probability.", rich_help_panel=GENERATION
     ),
 ]
 MinP = Annotated[
     float | None,
     typer.Option(
-        "--min-p", help="With --sample: only those with this share of the likeliest's.", rich_help_panel=GENERATION
+        "--min-p", help="With --do-sample: only those with this share of the likeliest's.", rich_help_panel=GENERATION
     ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="With --sample: the same draws again.", rich_help_panel=GENERATION)
+    int | None, typer.Option("--seed", help="With --do-sample: the same draws again.", rich_help_panel=GENERATION)
 ]
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="End before this text; repeatable.", rich_help_panel=GENERATION)

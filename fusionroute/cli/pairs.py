@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fusionroute.cli import options
-from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.console import conclude, quiet, stdout
 from fusionroute.cli.loading import load_team
 from fusionroute.errors import SettingsError
 
@@ -72,7 +72,7 @@ def pairs(
         margin=margin, samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
         limit=limit,
     )  # fmt: skip
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
     from fusionroute.training.pairs.judges import make_judge
     from fusionroute.training.pairs.make import make_pairs, refuse_existing_pairs
     from fusionroute.training.pairs.writer import team_writer
@@ -83,8 +83,7 @@ def pairs(
     console = stdout()
     with RichProgress(console) as progress:
         make_pairs(writer, settings, output, judge=judge, overwrite=overwrite, progress=progress)
-    console.print(f"{output} is ready", soft_wrap=True)
-    console.print(f"next: in the team file, data: {{pairs: {output}}} and a section cdpo", soft_wrap=True, markup=False)
+    conclude(console, output, f"in the team file, data: {{pairs: {output}}} and a section cdpo")
 
 
 def _pair_settings(**values: Any) -> "PairSettings":

@@ -7,19 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from fusionroute.cli import options
-from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.console import conclude, quiet, say, stdout
 from fusionroute.cli.question_format import choose_format
 from fusionroute.cli.roma import (
     BatchSize,
     Layers,
     Limit,
     Model,
-    Output,
     Prompt,
     Questions,
     layers_of,
     load,
-    say,
     say_format,
 )
 from fusionroute.errors import DataError
@@ -30,7 +28,7 @@ FORM = 'write {"RoMA": {"arc": 0.58, "average": {"value": 0.6, "low": 0.57, "hig
 def record(
     model: Model,
     questions: Questions,
-    output: Output,
+    output: options.OutputFolder,
     layers: Layers = "5",
     embedder: Annotated[
         str, typer.Option("--embedder", help="self, or a sentence-transformers folder or hub id.")
@@ -46,7 +44,7 @@ def record(
     quiet()
     from fusionroute.moe.embedders import embedder as find_embedder
     from fusionroute.moe.pathways.pathways import record as write
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
 
     chosen = choose_format(model, prompt)
     asked, prompt_format, _, gates = load(model, questions, chosen, limit, device, dtype, layers=layers_of(layers))
@@ -63,7 +61,8 @@ def record(
             progress=progress,
         )
     say_format(stdout(), chosen)
-    say(stdout(), f"{output} is ready: pathways of {len(asked):,} questions")
+    say(stdout(), f"pathways of {len(asked):,} questions")
+    conclude(stdout(), output, "record the tuned model's too, then fusionroute roma report BEFORE AFTER --output …")
 
 
 def report(
@@ -71,7 +70,7 @@ def report(
     after: Annotated[
         Path, typer.Argument(help="The same questions' after tuning, by `roma record`.", show_default=False)
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT.html", help="Page to write.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", help="Page to write, *.html.", show_default=False)],
     title: Annotated[str, typer.Option("--title", help="Headline of the page.")] = "Routing before and after",
     results: Annotated[
         Path | None,
@@ -93,7 +92,7 @@ def report(
     written = write_routing_report(
         load_pathways(before), load_pathways(after), output, title=title, results=others, overwrite=overwrite
     )
-    say(stdout(), f"{written} is ready; open it in a browser")
+    conclude(stdout(), written, "open it in a browser")
 
 
 def _results(path: Path) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from fusionroute.cli import options
-from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.console import conclude, quiet, say, stdout
 from fusionroute.cli.overrides import with_overrides
 from fusionroute.cli.question_format import Chosen, choose_format
 from fusionroute.config import read_yaml
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 SettingsYaml = Annotated[
     Path, typer.Argument(metavar="SETTINGS.yaml", help="Model, questions and options.", show_default=False)
 ]
-Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -68,7 +67,7 @@ BatchSize = Annotated[
 
 def train(
     settings: SettingsYaml,
-    output: Output,
+    output: options.OutputFolder,
     delta: Annotated[
         bool, typer.Option("--delta", help="Save the routers alone, for `roma apply`; else a whole checkpoint.")
     ] = False,
@@ -78,15 +77,12 @@ def train(
     """Record pathways and tune the routers on them; run again, it continues where it stopped."""
     parsed = _settings(settings, override, delta)
     from fusionroute.moe.roma.roma import train_roma
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
 
     console = stdout()
     with RichProgress(console) as progress:
         written = train_roma(parsed, output, overwrite=overwrite, progress=progress)
-    say(
-        console,
-        f"{written} is ready" + (f"; next: fusionroute roma apply {parsed.model.model} {written} …" if delta else ""),
-    )
+    conclude(console, written, _after(parsed, written))
 
 
 def apply(
@@ -96,7 +92,7 @@ def apply(
     delta: Annotated[
         Path, typer.Argument(metavar="DELTA", help="File that `roma train` wrote, or its folder.", show_default=False)
     ],
-    output: Output,
+    output: options.OutputFolder,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Put tuned routers into their base: the whole checkpoint, as `roma train` writes it without --delta."""
@@ -104,7 +100,7 @@ def apply(
     from fusionroute.moe.roma.router_delta import apply_delta
 
     written = apply_delta(base, delta, output, overwrite=overwrite)
-    say(stdout(), f"{written} is ready, a normal checkpoint")
+    conclude(stdout(), written, _asking(str(written), base))
 
 
 def evaluate(
@@ -125,7 +121,7 @@ def evaluate(
 ) -> None:
     """How many questions a model answers correctly, with 95 % intervals, over all and by task."""
     quiet()
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
 
     console, chosen = stdout(), choose_format(model, prompt)
     correct: dict[str, list[bool]] = {}
@@ -201,7 +197,7 @@ def oracle(
     from fusionroute.moe.optimise import Descent
     from fusionroute.moe.oracle import oracle as find
     from fusionroute.moe.oracle import shuffled_oracle
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
 
     how = Descent(steps=steps, learning_rate=learning_rate, final=min(1e-5, learning_rate), core=core)
     chosen = choose_format(model, prompt)
@@ -244,7 +240,7 @@ def oracle(
 
 def sweep(
     settings: SettingsYaml,
-    output: Output,
+    output: options.OutputFolder,
     delta: Annotated[bool, typer.Option("--delta", help="Save the chosen routers alone.")] = False,
     overwrite: options.Overwrite = False,
     override: Overrides = None,
@@ -253,8 +249,9 @@ def sweep(
     """Tune with several λ, 0 always among them; choose on data.dev and report every one."""
     parsed = _settings(settings, override, delta)
     from fusionroute.moe.roma.folder import SWEEP_FILE
+    from fusionroute.moe.roma.roma import result_of
     from fusionroute.moe.roma.sweep import sweep as run
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
 
     console = stdout()
     with RichProgress(Console(stderr=True, highlight=False) if as_json else console) as progress:
@@ -263,7 +260,20 @@ def sweep(
         print(json.dumps({"prompt": parsed.prompt, **found.as_json()}, indent=2, ensure_ascii=False))
         return
     console.print(_sweep_table(found))
-    say(console, f"λ = {found.chosen:g} was chosen; {output} is ready, and {output / SWEEP_FILE} has every point")
+    say(console, f"λ = {found.chosen:g} was chosen; {output / SWEEP_FILE} has every point")
+    written = result_of(output, parsed)
+    conclude(console, written, _after(parsed, written))
+
+
+def _after(settings: "RoMASettings", written: Path) -> str:
+    base = settings.model.model
+    if settings.save == "delta":
+        return f"fusionroute roma apply {base} {written} --output …"
+    return _asking(str(written), base)
+
+
+def _asking(model: str, base: str) -> str:
+    return f"fusionroute roma evaluate {model} QUESTIONS.jsonl --reference-base {base}"
 
 
 def _settings(path: Path, override: list[str] | None, delta: bool) -> "RoMASettings":
@@ -377,7 +387,3 @@ def _percent(estimate: "Estimate") -> str:
 def say_format(console: Console, chosen: Chosen) -> None:
     if chosen.remark:
         say(console, chosen.remark)
-
-
-def say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False)

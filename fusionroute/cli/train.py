@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from fusionroute.cli import options
-from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.console import conclude, quiet, stdout
 from fusionroute.cli.overrides import with_overrides
 from fusionroute.config import read_yaml
 from fusionroute.errors import SettingsError
@@ -93,7 +93,7 @@ def _plan(team: Path, override: list[str] | None, *, probe: bool, processes: int
     if not _is_first():
         return
     from fusionroute.cli.dry_run import plan_as_json, print_plan
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
     from fusionroute.training.planning.plan import plan
 
     with RichProgress(Console(stderr=True, highlight=False)) as progress:
@@ -106,7 +106,7 @@ def _plan(team: Path, override: list[str] | None, *, probe: bool, processes: int
 
 def _train_stage(stage: str, team: Path, output: Path, overwrite: bool, override: list[str] | None) -> None:
     settings = _train_settings(team, override or [])
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
     from fusionroute.training import run
 
     console = stdout()
@@ -114,9 +114,18 @@ def _train_stage(stage: str, team: Path, output: Path, overwrite: bool, override
         written = getattr(run, stage)(settings, output, overwrite=overwrite, progress=progress)
     if not _is_first():
         return
-    console.print(f"{written} is ready", soft_wrap=True)
-    if stage != "score":
-        console.print(f'next: fusionroute generate {output} "…"', soft_wrap=True)
+    conclude(console, written, after(stage, settings, team, output))
+
+
+def after(stage: str, settings: "TrainSettings", team: Path, output: Path) -> str:
+    """What to do next."""
+    from fusionroute.training.run_folder import MODEL_FOLDER
+
+    if stage == "score":
+        return f"fusionroute sft {team} --output {output}"
+    if settings.makes_a_team:
+        return f'fusionroute generate {output} "…"'
+    return f"load {output / MODEL_FOLDER} like any checkpoint, or name it as `model` of method single in COMPARE.yaml"
 
 
 def _is_first() -> bool:

@@ -11,7 +11,7 @@ from fusionroute.engine.sequence import Completion
 from fusionroute.ensemble import Ensemble
 from fusionroute.evaluation.compare.cost import drafts, runners_of, tokens_read
 from fusionroute.team import Team
-from fusionroute.terminal import expert_styles, legend, token_text
+from fusionroute.terminal.tokens import expert_styles, legend, token_text
 
 
 def write_answer(

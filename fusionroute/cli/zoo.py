@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from fusionroute.cli import options
-from fusionroute.cli.console import quiet, stdout
+from fusionroute.cli.console import conclude, quiet, stdout
 from fusionroute.errors import SettingsError
 
 INDENT = (0, 0, 0, 2)
@@ -25,13 +25,13 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", help="Of the data and the router.")] = 0,
     per_task: Annotated[int, typer.Option("--per-task", min=1, help="Training examples of each task.")] = 400,
     test_count: Annotated[int, typer.Option("--test-count", min=1, help="Test examples of each task.")] = 100,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Train again although a finished demo is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again although a demo is there.")] = False,
 ) -> None:
     """Train a router over the bundled tiny experts, compare, show who writes what."""
     quiet()
     from fusionroute.zoo.demo import run_demo
 
-    run_demo(output, seed=seed, per_task=per_task, test_count=test_count, console=stdout(), overwrite=fresh)
+    run_demo(output, seed=seed, per_task=per_task, test_count=test_count, console=stdout(), overwrite=overwrite)
 
 
 def listing() -> None:
@@ -109,7 +109,7 @@ def _rows(name: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def take(
-    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.", show_default=False)],
+    output: options.OutputFolder,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Copy the bundled models into a folder, to be named in files of yours like any others, with lm-eval's tasks."""
@@ -125,11 +125,7 @@ def take(
         for name in names:
             shutil.copytree(weights_folder(name), folder / name)
         shutil.copytree(lm_eval.__path__[0], folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    stdout().print(
-        f"{len(names)} models are in {escape(str(output))}; name them as {escape(str(output / names[1]))}",
-        soft_wrap=True,
-        highlight=False,
-    )
+    conclude(stdout(), output, f"name its {len(names)} models in files of yours, such as {output / names[1]}")
 
 
 class Models(StrEnum):
@@ -150,7 +146,7 @@ def build(
 ) -> None:
     """Train the bundled models again from their recipe; an interrupted build continues."""
     quiet()
-    from fusionroute.terminal import RichProgress
+    from fusionroute.terminal.progress import RichProgress
     from fusionroute.zoo.build import build as build_team
     from fusionroute.zoo.families.build import build_families
     from fusionroute.zoo.moe.build import build_moe
@@ -161,6 +157,7 @@ def build(
             make(output, seed=seed, progress=_Stages(progress))
         except ValueError as error:
             raise SettingsError(str(error)) from None
+    conclude(stdout(), output, "name its models in files of yours, by their folders")
 
 
 class _Stages:

@@ -20,15 +20,14 @@ def cdpo_config(settings: TrainSettings, stage: CDPOSettings, folder: Path) -> C
 
 
 def _common(settings: TrainSettings, stage: StageSettings, folder: Path) -> dict[str, Any]:
-    is_fused = settings.method == "fusionroute"
     return {
         "output_dir": str(folder),
         "learning_rate": stage.learning_rate,
         "num_train_epochs": stage.epochs,
         "per_device_train_batch_size": stage.batch_size,
         "gradient_accumulation_steps": stage.accumulation,
-        "routing_weight": settings.routing.weight if is_fused else 0.0,
-        "aggregation": settings.routing.aggregation if is_fused else "expected_nll",
+        "routing_weight": settings.routing.weight if settings.makes_a_team else 0.0,
+        "aggregation": settings.routing.aggregation if settings.makes_a_team else "expected_nll",
         "positions": settings.routing.positions,
         "group_by_length": stage.group_by_length,
         "warmup_steps": stage.warmup_ratio,

@@ -90,7 +90,7 @@ def is_finished(folder: Path) -> bool:
 
 def stage_one_is_finished(folder: Path, settings: TrainSettings) -> bool:
     """Whether stage 1 is done where a second stage follows: a team, or the fine-tuned baseline's bare router."""
-    last = TEAM_FILE if settings.method == "fusionroute" else ROUTER_FOLDER
+    last = TEAM_FILE if settings.makes_a_team else ROUTER_FOLDER
     return (folder / SFT_FOLDER / last).exists()
 
 

@@ -134,12 +134,17 @@ class TrainSettings(Settings):
     sft: SFTSettings = SFTSettings()
     pairs: PairSettings | None = None
     cdpo: CDPOSettings | None = None
-    method: Literal["fusionroute", "fine_tuned"] = "fusionroute"  # the second: same data and steps, one plain model
+    method: Literal["fusion_route", "fine_tuned"] = "fusion_route"  # the second: same data and steps, one plain model
     seed: int = Field(0, ge=0)
     dtype: str | None = None  # of the experts while scoring and of the finished router; None = as in their checkpoints
     device: str | None = None
 
     _dtype = field_validator("dtype")(_known_dtype)
+
+    @property
+    def makes_a_team(self) -> bool:
+        """Not so the fine-tuned baseline, which knows of no experts."""
+        return self.method == "fusion_route"
 
     @property
     def draw_seed(self) -> int | None:
@@ -159,7 +164,7 @@ class TrainSettings(Settings):
                 "cdpo needs preference pairs: a file or hub id as data.pairs, or a section pairs that makes them of "
                 f"the team's own mistakes; got {' and '.join(sources) or 'neither'}"
             )
-        if self.pairs and self.method == "fine_tuned":
+        if self.pairs and not self.makes_a_team:
             raise ValueError("the fine-tuned baseline learns from given pairs: name those of the team as data.pairs")
         if sources and not self.cdpo:
             raise ValueError(f"{sources[0]} is of use in stage 2 only; add a section cdpo, or leave it out")

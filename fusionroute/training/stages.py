@@ -147,7 +147,7 @@ def new_router(settings: TrainSettings, tokenizer: PreTrainedTokenizerBase) -> R
         # Answers are taught to end with the tokenizer's EOS, so generation must know that it is an end
         lm.generation_config.eos_token_id = [*sorted(ends), tokenizer.eos_token_id]
     torch.manual_seed(settings.seed)
-    head_size = len(settings.experts) if settings.method == "fusionroute" else 1  # the baseline's is not used
+    head_size = len(settings.experts) if settings.makes_a_team else 1  # the baseline's is not used
     if lora is not None:
         lm = add_lora(lm, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
     return Router(lm, head_size, bias=settings.router.head_bias)
@@ -165,7 +165,7 @@ def _names(settings: TrainSettings) -> Sequence[str]:
 
 
 def _scored_experts(settings: TrainSettings) -> dict[str, ModelReference]:
-    return dict(settings.experts) if settings.method == "fusionroute" else {}
+    return dict(settings.experts) if settings.makes_a_team else {}
 
 
 def _score(
@@ -212,7 +212,7 @@ def _write_stage_one(
     """In the precision of training: stage 2 starts from these very weights and is measured against them."""
     router, gathered = _trained(trainer)
     if trainer.accelerator.is_main_process:
-        if settings.method == "fusionroute":
+        if settings.makes_a_team:
             write_team(folder, router, tokenizer, team_file(settings), state_dict=gathered)
         else:
             with new_folder(folder / ROUTER_FOLDER, overwrite=True) as target:
@@ -230,7 +230,7 @@ def _finish(
 ) -> None:
     router, gathered = _trained(trainer, _final_dtype(settings))
     if trainer.accelerator.is_main_process:
-        if settings.method == "fusionroute":
+        if settings.makes_a_team:
             write_team(folder, router, tokenizer, team_file(settings), state_dict=gathered)
             progress.finish(f"the team is ready in {folder}")
         else:

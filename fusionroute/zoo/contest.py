@@ -14,7 +14,7 @@ from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.methods.single import Single
 from fusionroute.models.team import TeamModels
 from fusionroute.models.vocabulary import ROUTER
-from fusionroute.terminal import RichProgress
+from fusionroute.progress import Progress
 from fusionroute.zoo.tasks import TASKS, Example, check, examples
 
 ROUTER_ALONE, ROUTING_ONLY, BEFORE_CDPO, FUSED = "router alone", "routing only", "fused, before CDPO", "fused"
@@ -47,7 +47,7 @@ def methods(team: TeamModels, before: TeamModels | None = None) -> dict[str, Met
 def compare(
     team: TeamModels,
     test: Mapping[str, Sequence[Example]],
-    progress: RichProgress,
+    progress: Progress,
     *,
     before: TeamModels | None = None,
 ) -> tuple[Comparison, dict[str, list[Completion]]]:

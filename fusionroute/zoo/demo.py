@@ -14,7 +14,7 @@ from fusionroute.environment import machine, versions
 from fusionroute.evaluation.comparison import Comparison
 from fusionroute.models.team import TeamModels
 from fusionroute.output import write_json
-from fusionroute.terminal import RichProgress
+from fusionroute.terminal.progress import RichProgress
 from fusionroute.training.run_folder import PAIRS_FILE, SFT_FOLDER
 from fusionroute.zoo.contest import FUSED, compare, summary, unseen
 from fusionroute.zoo.demo_report import closing, opening, show
@@ -72,7 +72,9 @@ def run_demo(
             overwrite=overwrite,
         )
         if not trained:
-            console.print(f"{output} is trained already with these settings (--fresh trains it again)", markup=False)
+            console.print(
+                f"{output} is trained already with these settings (--overwrite trains it again)", markup=False
+            )
         ready = time.monotonic()
         team, test = TeamModels.from_pretrained(output, device="cpu"), unseen(test_count)
         before = TeamModels.from_pretrained(output / SFT_FOLDER, device="cpu")

@@ -11,7 +11,9 @@ from fusionroute.engine.sequence import Completion
 from fusionroute.evaluation.comparison import Comparison
 from fusionroute.evaluation.statistics import Estimate
 from fusionroute.models.team import TeamModels
-from fusionroute.terminal import coloured_answer, comparison_table, duration, expert_styles, legend
+from fusionroute.terminal.progress import duration
+from fusionroute.terminal.tables import comparison_table
+from fusionroute.terminal.tokens import coloured_answer, expert_styles, legend
 from fusionroute.zoo.contest import differences, task_kinds
 from fusionroute.zoo.tasks import Example, check
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fusionroute.errors import OutputExistsError
 from fusionroute.output import write_text
-from fusionroute.terminal import RichProgress
+from fusionroute.progress import Progress
 from fusionroute.training.run import train
 from fusionroute.training.run_folder import clear_run, is_finished, open_run
 from fusionroute.training.settings import TrainSettings
@@ -56,7 +56,7 @@ def train_team(
     preference_per_task: int = PREFERENCE_PER_TASK,
     sft: Mapping[str, Any] = SFT,
     cdpo: Mapping[str, Any] | None = CDPO,
-    progress: RichProgress,
+    progress: Progress,
     overwrite: bool = False,
 ) -> bool:
     """Train a router on examples of every task; False if ``output`` holds that very team already.
@@ -97,6 +97,6 @@ def _write(path: Path, split: str, count: int, seed: int) -> None:
     lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
     if path.is_file() and path.read_text(encoding="utf-8") != lines:
         raise OutputExistsError(
-            f"{path.parent} was trained on other examples; choose another output folder, or start afresh (--fresh)"
+            f"{path.parent} was trained on other examples; choose another output folder, or replace it (--overwrite)"
         )
     write_text(path, lines)

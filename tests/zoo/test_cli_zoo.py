@@ -45,11 +45,11 @@ def test_examples_are_rows_to_learn_from_and_to_be_judged_by() -> None:
 
 def test_the_models_are_taken_into_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "zoo"
-    assert "name them as" in run("zoo", "take", folder).stdout
+    assert f"{folder} is ready\nnext: name its" in run("zoo", "take", "--output", folder).stdout
     assert load_tokenizer(ModelReference(model=str(folder / "math"))).vocab_size > 0
     assert {each.name for each in folder.iterdir()} == {*MODELS, *FAMILIES, *MOE_MODELS, "tasks"}
     (folder / "mine.txt").write_text("kept")
-    assert run("zoo", "take", folder).exit_code != 0
+    assert run("zoo", "take", "--output", folder).exit_code != 0
     assert (folder / "mine.txt").read_text() == "kept"
 
 

@@ -82,7 +82,7 @@ def test_a_finished_demo_is_not_trained_again(demo: tuple[DemoResult, str]) -> N
 
 
 def test_another_demos_folder_is_left_alone(demo: tuple[DemoResult, str]) -> None:
-    with pytest.raises(OutputExistsError, match="--fresh"):
+    with pytest.raises(OutputExistsError, match="--overwrite"):
         run_demo(demo[0].folder, console=console(), **SMALL | {"per_task": 9})
     with pytest.raises(OutputExistsError, match="seed"):
         run_demo(demo[0].folder, console=console(), seed=1, **SMALL)

@@ -18,7 +18,7 @@ from fusionroute.evaluation.harness.answer_log import AnswerLog
 from fusionroute.evaluation.harness.method_lm import MethodLM
 from fusionroute.evaluation.tasks import primary_metric, scores
 from fusionroute.evaluation.tasks.code_metric import sandboxed_code_eval
-from fusionroute.terminal import Piece, pieces
+from fusionroute.terminal.tokens import Piece, pieces
 
 Samples = list[Mapping[str, Any]]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lm_eval.api.task import Task
-from rich.console import Console
 
 from fusionroute.environment import git_commit, machine, versions
 from fusionroute.errors import FusionRouteError
@@ -27,7 +26,7 @@ from fusionroute.evaluation.harness.answer_log import AnswerLog
 from fusionroute.evaluation.report import write_report
 from fusionroute.evaluation.tasks import TaskLibrary, TaskSettings
 from fusionroute.output import clear_leftovers, refuse_existing, write_json
-from fusionroute.terminal import RichProgress
+from fusionroute.progress import Progress, Silent
 
 RESULTS, REPORT = "results.json", "report.html"
 SharedAt = Callable[[int | None], Shared]  # by seed
@@ -37,7 +36,7 @@ def compare(
     settings: CompareSettings,
     output: str | Path,
     *,
-    progress: RichProgress | None = None,
+    progress: Progress | None = None,
     overwrite: bool = False,
     report_examples: int = 20,
     command: str = "",
@@ -71,7 +70,7 @@ def compare(
     for (_, seed), entry in {(cell.method, cell.seed): cell.entry for cell in wanted}.items():
         entry.check(shared(seed))
     missing = _missing(wanted, settings, shared, output, asked, overwrite=overwrite)
-    progress = progress or RichProgress(Console(quiet=True))
+    progress = progress or Silent()
     failed = _measure(missing, asked, library, settings, shared, output, progress)
     measured = [kept_cells.read(path) for cell in wanted if (path := cell.path(output)).is_file()]
     record = _record(settings, measured, failed, command)
@@ -119,7 +118,7 @@ def _measure(
     settings: CompareSettings,
     shared: SharedAt,
     output: Path,
-    progress: RichProgress,
+    progress: Progress,
 ) -> list[Record]:
     """Measure cell by cell, those of one method and seed on the same loaded models; returns what failed."""
     failed: list[Record] = []
@@ -158,7 +157,7 @@ def _measure(
 class _CellProgress:
     """A cell takes its number of items on the bar, however many requests that is."""
 
-    def __init__(self, progress: RichProgress, label: str, items: int):
+    def __init__(self, progress: Progress, label: str, items: int):
         self.progress, self.label, self.left = progress, label, items
 
     def advance(self, requests: int) -> None:

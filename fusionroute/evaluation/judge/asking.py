@@ -12,7 +12,7 @@ from fusionroute.evaluation.judge.protocol import messages, read_verdict
 from fusionroute.evaluation.judge.verdicts import Verdict, VerdictFolder
 from fusionroute.models.endpoint import ChatEndpoint, RequestRefusedError
 from fusionroute.models.prompt import as_text
-from fusionroute.terminal import RichProgress
+from fusionroute.progress import Progress
 
 Place = tuple[Item, bool]  # an item, and whether the answer of a stands first
 HOPELESS = 3  # so many refusals at the beginning, and the judge is thought to refuse everything
@@ -37,7 +37,7 @@ class Asking:
         self.refused: dict[int, tuple[Verdict, RequestRefusedError]] = {}  # not yet kept, by the place in the queue
         self.has_verdict = False
 
-    def run(self, wanted: Sequence[Place], at_once: int, progress: RichProgress) -> None:
+    def run(self, wanted: Sequence[Place], at_once: int, progress: Progress) -> None:
         """Ask for all of ``wanted``.
 
         Raises:

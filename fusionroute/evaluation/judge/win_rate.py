@@ -3,12 +3,10 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from rich.console import Console
 
 from fusionroute.config import Settings
 from fusionroute.environment import versions
@@ -22,7 +20,7 @@ from fusionroute.evaluation.judge.tally import Tally, Ties, tally
 from fusionroute.evaluation.judge.verdicts import VERDICTS_FILE, VerdictFolder
 from fusionroute.models.endpoint import ChatEndpoint
 from fusionroute.output import write_json
-from fusionroute.terminal import RichProgress
+from fusionroute.progress import Progress, Silent
 
 RESULT_FILE = "win_rate.json"
 AT_ONCE = 8
@@ -59,7 +57,7 @@ def win_rate(
     timeout: float | None = None,
     pause: float = 1.0,
     confirm: Confirm = lambda cost: None,
-    progress: RichProgress | None = None,
+    progress: Progress | None = None,
 ) -> Tally:
     """How often a judge prefers the answers of ``answers_a`` (spec, section 10.3).
 
@@ -83,7 +81,7 @@ def win_rate(
     """
     if at_once < 1:
         raise SettingsError(f"at_once must be at least 1; got {at_once}")
-    progress = progress or RichProgress(Console(file=StringIO()))
+    progress = progress or Silent()
     items = match_answers(answers_a, answers_b)
     stop = threading.Event()
     endpoint = ChatEndpoint(judge_url, settings.judge_model, timeout=timeout, pause=pause, stop=stop)
@@ -112,7 +110,7 @@ def _orders(item: Item, settings: JudgeSettings) -> tuple[bool, ...]:
     return (True, False) if settings.order == "both" else (True,)
 
 
-def _ask(asking: Asking, wanted: Sequence[Place], known: int, at_once: int, progress: RichProgress) -> None:
+def _ask(asking: Asking, wanted: Sequence[Place], known: int, at_once: int, progress: Progress) -> None:
     progress.start(f"judging by {asking.endpoint.model}", len(wanted))
     try:
         asking.run(wanted, at_once, progress)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from fusionroute.terminal import PALETTE
+from fusionroute.terminal.tokens import PALETTE
 
 GOLDEN_ANGLE = 137.5  # neighbouring hues of a growing list stay apart
 LIGHT_INK, DARK_INK = "#ffffff", "#111418"

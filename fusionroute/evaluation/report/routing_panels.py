@@ -11,7 +11,7 @@ from torch import Tensor
 from fusionroute.evaluation.report.routing_measures import questions_by_task
 from fusionroute.evaluation.report.routing_projection import project, turned_like
 from fusionroute.moe.pathways.pathways import Pathways
-from fusionroute.terminal import PALETTE
+from fusionroute.terminal.tokens import PALETTE
 
 SIDE, MARGIN = 360, 14
 PICTURED = 1000  # questions; more are a blot, and a slow page

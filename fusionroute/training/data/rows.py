@@ -7,8 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import load_dataset
-
 from fusionroute.errors import DataError
 from fusionroute.models.prompt import Prompt
 from fusionroute.rows import Row, Source, read_file, read_messages
@@ -38,6 +36,8 @@ def _read_named(source: str | Path) -> Iterator[Row]:
 
 
 def _read_hub(hub_id: str) -> Iterator[Row]:
+    from datasets import load_dataset  # takes most of a second, which files of one's own do not need
+
     try:
         return iter(load_dataset(hub_id, split="train"))
     except Exception as error:  # the hub client has many kinds; each means the same to the user

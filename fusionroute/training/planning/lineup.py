@@ -29,7 +29,7 @@ def line_up(settings: TrainSettings, device: torch.device) -> dict[str, Planned]
     """The router as it is trained, then the experts as they are scored. Raises `CheckpointError`."""
     config = load_config(settings.router.reference)
     dtype = _dtype(settings.router.dtype, config, device)
-    head = len(settings.experts) if settings.method == "fusionroute" else 1
+    head = len(settings.experts) if settings.makes_a_team else 1
     size = router_size(config, dtype, settings.router, head)
     models = {ROUTER: Planned(ROUTER, settings.router.init, _weights(settings.router.reference), config, dtype, size)}
     for name, reference in settings.experts.items():

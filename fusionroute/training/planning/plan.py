@@ -136,8 +136,7 @@ class _Planner:
         self.settings, self.inventory, self.clock = settings, inventory, clock
         self.device, self.processes = device, processes
         self.router = models[ROUTER]
-        is_fused = settings.method == "fusionroute"  # the fine-tuned baseline knows of no experts
-        self.experts = [model for name, model in models.items() if name != ROUTER and is_fused]
+        self.experts = [model for name, model in models.items() if name != ROUTER and settings.makes_a_team]
         self.team = list(models.values())
         self.free = free_bytes(device) // (processes if device.type == "cpu" else 1)
         self.warnings: list[str] = []

@@ -18,7 +18,7 @@ from fusionroute.evaluation.compare.run import compare
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.methods.averaging import AveragingAcross
 from fusionroute.methods.safe import Safe
-from fusionroute.terminal import RichProgress
+from fusionroute.terminal.progress import RichProgress
 
 QUESTIONS = [{"question": f"Say {word}.", "answer": word} for word in ("hello", "🙂", "and </s>")]
 

@@ -13,7 +13,7 @@ from fusionroute.evaluation.compare.cost import ensembles, total_cost
 from fusionroute.evaluation.compare.ensembling import ensembling
 from fusionroute.evaluation.compare.run import compare
 from fusionroute.evaluation.compare.settings import CompareSettings
-from fusionroute.terminal import RichProgress
+from fusionroute.terminal.progress import RichProgress
 from tiny_members import byte_level, with_fallback
 
 

@@ -17,7 +17,7 @@ from fusionroute.evaluation.compare.lineup.routed import C3POEntry
 from fusionroute.evaluation.compare.run import compare
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.models.loading import load_model
-from fusionroute.terminal import RichProgress
+from fusionroute.terminal.progress import RichProgress
 
 KERNEL = {"method": "c3po", "expert": "moe", "surrogate": "kernel"}
 

@@ -17,7 +17,7 @@ from fusionroute.evaluation.compare.run import compare
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.models.team import TeamModels
 from fusionroute.moe.roma.settings import RoMASettings
-from fusionroute.terminal import RichProgress
+from fusionroute.terminal.progress import RichProgress
 from tiny_reward import save_reward_model
 
 ROOT = Path(__file__).parents[3]

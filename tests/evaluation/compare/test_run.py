@@ -21,7 +21,7 @@ from fusionroute.models.loading import load_model, load_tokenizer
 from fusionroute.models.reward import RewardModel
 from fusionroute.models.router import Router
 from fusionroute.models.team import TeamModels
-from fusionroute.terminal import RichProgress
+from fusionroute.terminal.progress import RichProgress
 from fusionroute.zoo.build import weights_folder
 from judge_server import JudgeServer, served
 from tiny_reward import save_reward_model

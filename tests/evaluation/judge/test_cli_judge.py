@@ -43,9 +43,9 @@ def test_it_judges_and_says_so(command: list[str], tmp_path: Path) -> None:
     sent = int(lines[0].split("about ")[1].split(" ")[0].replace(",", ""))
     assert lines[1] == f"at these prices about {(sent * 2.5 + 720 * 10) / 1e6:,.2f}"
     assert "judging by rule (6)" in lines
-    assert lines[-3] == ("fused against tuned: wins 66.7 % of 3 (95 % interval 20.8 to 93.9): 2 wins, 1 losses, 0 ties")
-    assert lines[-2].startswith("the answer shown first was preferred in 50.0 % of 6 (")
-    assert lines[-1] == f"{tmp_path / 'judged' / 'win_rate.json'} has the details"
+    assert lines[-4] == ("fused against tuned: wins 66.7 % of 3 (95 % interval 20.8 to 93.9): 2 wins, 1 losses, 0 ties")
+    assert lines[-3].startswith("the answer shown first was preferred in 50.0 % of 6 (")
+    assert lines[-2] == f"{tmp_path / 'judged' / 'win_rate.json'} is ready"
     assert json.loads((tmp_path / "judged" / "win_rate.json").read_text())["wins"] == 2
 
 

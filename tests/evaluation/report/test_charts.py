@@ -12,7 +12,7 @@ from fusionroute.evaluation.report.ensembling import LEAST, ensemblings
 from fusionroute.evaluation.report.labels import LETTER, LINE, Box, Label, place
 from fusionroute.evaluation.report.results import Results
 from fusionroute.evaluation.report.usage import usages, writers
-from fusionroute.terminal import PALETTE
+from fusionroute.terminal.tokens import PALETTE
 
 
 def record(**more: Any) -> Results:

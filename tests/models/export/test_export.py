@@ -383,28 +383,28 @@ def test_a_half_copied_folder_is_told_by_its_sizes(saved: Path, tmp_path: Path) 
 
 def test_the_command(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["export", str(saved), str(out), "--no-complement"])
+    result = CliRunner().invoke(app, ["export", str(saved), "--output", str(out), "--no-complement"])
     assert result.exit_code == 0, result.output
     assert config(out)["complement"] is False
     assert "✓ linked router, gpt4, 7, v2.5" in result.stdout
     assert "note: the team has no prompt format" in result.stdout
-    assert result.stdout.endswith(f"{out} is ready: vllm serve {out} --dtype float32\n")
-    again = CliRunner().invoke(app, ["export", str(saved), str(out)])
+    assert result.stdout.endswith(f"{out} is ready\nnext: vllm serve {out} --dtype float32\n")
+    again = CliRunner().invoke(app, ["export", str(saved), "--output", str(out)])
     assert again.exit_code == 2
     assert "already holds" in again.stderr
     assert len(again.stderr.splitlines()) == 1
-    onto_itself = CliRunner().invoke(app, ["export", str(saved), str(saved), "--overwrite"])
+    onto_itself = CliRunner().invoke(app, ["export", str(saved), "--output", str(saved), "--overwrite"])
     assert onto_itself.exit_code == 2
     assert "is the team" in onto_itself.stderr
     assert len(onto_itself.stderr.splitlines()) == 1
-    assert CliRunner().invoke(app, ["export", str(saved), str(out), "--overwrite", "--copy"]).exit_code == 0
+    assert CliRunner().invoke(app, ["export", str(saved), "--output", str(out), "--overwrite", "--copy"]).exit_code == 0
     assert config(out)["complement"] is True
 
 
 def test_a_team_in_half_precision_is_served_in_its_own(tmp_path: Path) -> None:
     lm, expert = (tiny_exported.model("llama", seed).bfloat16() for seed in (100, 0))
     tiny_exported.together(lm, {"one": expert}).save_pretrained(tmp_path / "team", save_experts=True)
-    result = CliRunner().invoke(app, ["export", str(tmp_path / "team"), str(tmp_path / "out")])
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "team"), "--output", str(tmp_path / "out")])
     assert config(tmp_path / "out")["dtype"] == "bfloat16"
     assert result.stdout.endswith(f"vllm serve {tmp_path / 'out'}\n")
     assert "--dtype" not in (tmp_path / "out" / "README.md").read_text()

@@ -1,37 +1,13 @@
 """What is shown, checked on the control codes themselves."""
 
-import io
-
 import pytest
-from rich.console import Console
 
 import tiny
 from fusionroute import Completion, TraceRecord
-from fusionroute.evaluation.statistics import Estimate
-from fusionroute.terminal import (
-    PALETTE,
-    RichProgress,
-    coloured_answer,
-    comparison_table,
-    duration,
-    ensembling_table,
-    expert_styles,
-    legend,
-    pieces,
-    token_text,
-)
+from fusionroute.terminal.tokens import PALETTE, coloured_answer, expert_styles, legend, pieces, token_text
+from tiny_console import console, shown
 
 STYLES = expert_styles(["math", "code"])
-
-
-def console(*, terminal: bool, width: int = 100, **options: object) -> Console:
-    system = "truecolor" if terminal else None
-    return Console(file=io.StringIO(), force_terminal=terminal, color_system=system, width=width, **options)
-
-
-def shown(where: Console) -> str:
-    assert isinstance(where.file, io.StringIO)
-    return where.file.getvalue()
 
 
 def written(text: str, experts: list[str], deciders: list[str] | None = None) -> Completion:
@@ -162,19 +138,6 @@ def test_pieces_leave_out_tokens_without_text_unless_asked() -> None:
     assert [(each.text, each.verdict) for each in every] == [("", "ensembled"), ("é", "alone"), ("", "consensus")]
 
 
-def test_methods_that_check_tokens_have_a_table_of_their_own() -> None:
-    reads = {"tokens_read_per_token": {"math": 1.1, "code": 1.456}}
-    costs = {"alone": reads, "SAFE": reads | {"ensembled_per_token": 0.0357, "acceptance": 0.925}}
-    costs["GaC"] = reads | {"ensembled_per_token": 1.0}
-    where = console(terminal=False)
-    where.print(ensembling_table(costs))
-    rows = [" ".join(line.split()) for line in shown(where).splitlines()]
-    assert "SAFE 3.6 92.5 math 1.10, code 1.46" in rows
-    assert "GaC 100.0 – math 1.10, code 1.46" in rows
-    assert "alone" not in shown(where)
-    assert ensembling_table({"alone": reads}) is None
-
-
 def test_a_model_cannot_steer_the_terminal() -> None:
     assert token_text("a\x1b[2J\n\tb\r", "math", "both", STYLES).plain == "a␛[2J\n\tb␍"
 
@@ -183,65 +146,3 @@ def test_the_mark_is_explained_only_where_it_occurs() -> None:
     assert "underlined" not in legend(STYLES, [TraceRecord(1, "math", decided_by="expert")]).plain
     assert "underlined" in legend(STYLES, [TraceRecord(1, "math", decided_by="neither")]).plain
     assert legend(STYLES, []).plain == "math 0%   code 0%"
-
-
-def test_the_table_highlights_the_best_of_each_column() -> None:
-    rows = {
-        "one": {"sums": Estimate(0.5, 0.4, 0.6, 10, 0.05), "average": Estimate(0.25, 0.2, 0.3, 20, 0.03)},
-        "two": {"sums": Estimate(0.4, 0.3, 0.5, 10, 0.05), "average": Estimate(1.0, 0.9, 1.0, 20, 0.03)},
-    }
-    where = console(terminal=True)
-    where.print(comparison_table(rows, title="right", caption="n = 10"))
-    best = "\x1b[1;38;2;0;158;115m"
-    assert f"{best}50" in shown(where)
-    assert f"{best}100" in shown(where)
-    assert f"{best}40" not in shown(where)
-    plain = console(terminal=False)
-    plain.print(comparison_table(rows))
-    assert "40–60" in shown(plain)
-    assert "\x1b" not in shown(plain)
-
-
-def test_progress_without_a_terminal_is_a_line_for_each_tenth() -> None:
-    where = console(terminal=False)
-    with RichProgress(where) as progress:
-        progress.start("train", 20)
-        for step in range(20):
-            progress.advance(1, f"loss {20 - step}")
-        progress.finish("trained")
-        progress.finish("a line without a bar")
-    lines = shown(where).splitlines()
-    assert lines[:3] == ["train (20)", "  10 %  loss 19", "  20 %  loss 17"]
-    assert lines[-2].startswith("✓ trained (")
-    assert lines[-1] == "✓ a line without a bar"
-    assert "\x1b" not in shown(where)
-
-
-def test_an_error_gives_the_terminal_back() -> None:
-    where = console(terminal=True)
-    with pytest.raises(KeyboardInterrupt):
-        _interrupt(RichProgress(where))
-    hidden, visible = "\x1b[?25l", "\x1b[?25h"
-    assert shown(where).rfind(visible) > shown(where).rfind(hidden) >= 0
-
-
-def _interrupt(progress: RichProgress) -> None:
-    with progress:
-        progress.start("train", 3)
-        progress.advance(1)
-        raise KeyboardInterrupt
-
-
-def test_progress_keeps_its_last_note() -> None:
-    where = console(terminal=True)
-    with RichProgress(where) as progress:
-        progress.start("train", 3)
-        progress.advance(1, "loss 0.5")
-        progress.advance(1)
-    assert "loss 0.5" in shown(where)
-    assert "train" in shown(where)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(8.24, "8.2 s"), (65, "1 min 05 s"), (3599.6, "60 min 00 s")])
-def test_durations_are_readable(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
