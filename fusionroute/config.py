@@ -89,7 +89,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise SettingsError(f"{path} must hold a mapping of options, not {type(values).__name__}")
+        raise SettingsError(f"{path} holds {type(values).__name__}; it must hold a mapping, one `option: value` a line")
     return values
 
 

@@ -5,9 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from fusionroute.errors import DataError
 
 Row = Mapping[str, Any]
@@ -26,30 +23,55 @@ def read_file(path: Path) -> Iterator[Any]:
     return readers[path.suffix](path)
 
 
-def _read_json_lines(path: Path) -> Iterator[Any]:
-    # Not datasets' reader: it wants one type per field over the whole file, even in fields that nobody reads
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text file that hold something, each behind its place, ``file:3``, which messages begin with.
+
+    A line ends where `\\n` stands, not at what JSON and prose may hold, such as U+2028. Raises `DataError` for one
+    that is not UTF-8.
+    """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _parsed(line, path, number)
+                place = f"{path}:{number}"
+                yield place, _decoded(line, place).rstrip("\r\n")
 
 
-def _parsed(line: bytes, path: Path, number: int) -> Any:
+def _decoded(line: bytes, place: str) -> str:
     try:
-        return json.loads(line.decode("utf-8"))
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number} is not UTF-8; save it as UTF-8") from error
+        raise not_utf8(place, error) from None
+
+
+def not_utf8(place: str, error: UnicodeDecodeError) -> DataError:
+    """What to say of it."""
+    byte = error.object[error.start]
+    return DataError(f"{place} holds the byte 0x{byte:02x}, which is not UTF-8 there; save it as UTF-8")
+
+
+def parse_json(text: str, place: str, form: str = "one object a line") -> Any:
+    """Raises `DataError`, which names the place and the ``form`` that is expected there."""
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number} is not valid JSON ({error}); write one object per line") from error
+        raise DataError(f"{place} is not valid JSON ({error}); write {form}") from None
+
+
+def _read_json_lines(path: Path) -> Iterator[Any]:
+    # Not datasets' reader: it wants one type per field over the whole file, even in fields that nobody reads
+    return (parse_json(line, place) for place, line in numbered_lines(path))
 
 
 def _read_parquet(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(READ_TOGETHER):
                 yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path} cannot be read as parquet ({error})") from error
+        raise DataError(f"{path} cannot be read as parquet ({error}); write it again") from error
 
 
 def name_of(source: Source) -> str:

@@ -249,5 +249,5 @@ def test_rows_that_are_no_questions(tmp_path: Path, rows: list[dict[str, Any]], 
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"prompt": "é", "answer": "b"}\n\n{"prompt": "'.encode() + b'\xff"}\n')
-    with pytest.raises(DataError, match=r"rows.jsonl, line 3 is not UTF-8"):
+    with pytest.raises(DataError, match=r"rows.jsonl:3 holds the byte"):
         read_questions(path)

@@ -25,7 +25,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "mapping of options"), ("", "mapping")]
+    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "must hold a mapping"), ("", "mapping")]
 )
 def test_files_that_hold_no_options(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(text)

@@ -48,7 +48,9 @@ def load_writers(
 
     if not is_ensemble_file(location):
         if overrides:
-            raise SettingsError(f"--set {overrides[0]}: it sets an option of an ensemble file, and {location} is none")
+            raise SettingsError(
+                f"--set {overrides[0]}: it sets an option of an ensemble file, and {location} is none; leave it out"
+            )
         return load_team(location, device, dtype)
     if not complement:
         raise SettingsError("--no-complement leaves out a router's own say, and an ensemble has no router; drop it")

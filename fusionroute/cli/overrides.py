@@ -39,7 +39,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise SettingsError(f"--set {override}: {parent!r} holds no options of its own")
+            raise SettingsError(f"--set {override}: {parent!r} holds no options of its own; set {parent} itself")
     values[last] = value
 
 

@@ -269,7 +269,7 @@ def require_location(location: str) -> str:
         if not any((folder / name).is_file() for name in CONFIG_FILES):
             raise CheckpointError(
                 f"{folder} has no config.json (nor, as an adapter, {CONFIG_FILE}), so it is no model folder (or one "
-                "half-written)"
+                "half-written); give another, or write it again"
             )
         return str(folder)
     if folder.exists():

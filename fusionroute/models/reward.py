@@ -99,8 +99,12 @@ def _classifier(location: str) -> Any:
             location, dtype="auto", use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{location} cannot be read as a reward model with safetensors ({error})") from error
+        raise CheckpointError(
+            f"{location} cannot be read as a reward model with safetensors ({error}); give a classifier with one output"
+        ) from error
     missing = sorted([*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])])
     if missing:
-        raise CheckpointError(f"{location} lacks {missing[0]}, so it is no reward model or one half-written")
+        raise CheckpointError(
+            f"{location} lacks {missing[0]}, so it is no reward model or one half-written; give another"
+        )
     return model

@@ -197,7 +197,8 @@ class TeamModels:
         devices = dict(devices or {})
         unknown = set(devices) - {ROUTER, *(expert.name for expert in team_file.experts)}
         if unknown:
-            raise SettingsError(f"devices names {sorted(unknown)}, which the team does not have")
+            known = ", ".join([*(expert.name for expert in team_file.experts), ROUTER])
+            raise SettingsError(f"devices names {sorted(unknown)}, which the team does not have; it has {known}")
         loaded: Loaded = {}
         references = expert_references(folder)
         routers = {ROUTER: ModelReference(model=str(folder / team_file.router))}
@@ -300,7 +301,8 @@ def team_folder(folder: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(str(folder), revision=revision))
     except Exception as error:  # the hub client has many kinds; each means the same to the user
         raise CheckpointError(
-            f"no folder and no reachable hub repository at {str(folder)!r} ({type(error).__name__})"
+            f"no folder and no reachable hub repository at {str(folder)!r} ({type(error).__name__}); give the "
+            "output folder of fusionroute train, or a hub id"
         ) from error
 
 

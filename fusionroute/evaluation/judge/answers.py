@@ -9,6 +9,7 @@ from typing import Any
 
 from fusionroute.errors import DataError
 from fusionroute.models.prompt import Prompt
+from fusionroute.rows import numbered_lines, parse_json
 
 PROMPT_KEYS, ANSWER_KEYS = ("prompt", "messages"), ("text", "answer")
 
@@ -76,35 +77,22 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """Every record of a file, and where it stands: a line, or an example of a comparison's cell."""
     if not path.is_file():
         raise DataError(f"no answers file at {path}; give JSON lines as `fusionroute generate --json` writes them")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
     if _is_cell(path):
-        yield from ((f"{path}, example {at}", each) for at, each in enumerate(_examples(path, text), 1))
+        yield from ((f"{path}, example {at}", each) for at, each in enumerate(_examples(path), 1))
         return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            place = f"{path}:{number}"
-            yield place, _parsed(place, line)
+    for place, line in numbered_lines(path):
+        yield place, parse_json(line, place)
 
 
 def _is_cell(path: Path) -> bool:
     return path.suffix == ".json"
 
 
-def _examples(path: Path, text: str) -> list[Any]:
-    cell = _parsed(str(path), text)
+def _examples(path: Path) -> list[Any]:
+    cell = parse_json("\n".join(line for _, line in numbered_lines(path)), str(path), "a cell as `evaluate` does")
     if not isinstance(cell, dict) or not isinstance(cell.get("examples"), list):
         raise DataError(f"{path} is no cell of a comparison, which a .json file is taken for; JSON lines end in .jsonl")
     return [{key: each.get(key) for key in ("prompt", "answer")} for each in cell["examples"]]
-
-
-def _parsed(place: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place} is not JSON ({error})") from None
 
 
 def _prompt(record: Any, place: str) -> Any:

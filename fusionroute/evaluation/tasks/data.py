@@ -1,6 +1,5 @@
 """Where a task's questions come from: local files instead of the hub, and what to say when the hub does not answer."""
 
-import json
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from lm_eval.utils import env as templates
 
 from fusionroute.config import nearest
 from fusionroute.errors import DataError, SettingsError
+from fusionroute.rows import numbered_lines, parse_json
 
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
 # What tasks read by functions rather than by templates, from which it cannot be told.
@@ -181,6 +181,8 @@ def _read(path: Path) -> Dataset:
         raise DataError(f"no data file at {path}; `data` takes paths relative to the working folder")
     try:
         rows = _parse(path)
+    except DataError:  # it says where
+        raise
     except (ValueError, TypeError, pa.ArrowInvalid) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not len(rows):
@@ -193,16 +195,10 @@ def _parse(path: Path) -> Dataset:
         return Dataset(pa.parquet.read_table(path))
     if path.suffix == ".csv":
         return Dataset(pa.csv.read_csv(path))
-    text = path.read_text(encoding="utf-8")
-    lines = enumerate(text.split("\n"), 1)
-    rows = json.loads(text) if path.suffix == ".json" else [_row(at, line) for at, line in lines if line.strip()]
+    if path.suffix == ".json":
+        rows = parse_json(path.read_text(encoding="utf-8"), str(path), "a list of objects")
+    else:
+        rows = [parse_json(line, place) for place, line in numbered_lines(path)]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("every row must be an object of columns")
     return Dataset.from_list(rows)
-
-
-def _row(number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number}: {error}") from None

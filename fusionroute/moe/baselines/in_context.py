@@ -38,7 +38,10 @@ def in_context(
         DataError: nothing in the pool was answered correctly; or plain text is wanted and a prompt is a conversation.
     """
     if not bool(succeeded.any()):
-        raise DataError(f"of {len(pool):,} questions the model answers none correctly, so there is no example to show")
+        raise DataError(
+            f"of {len(pool):,} questions the model answers none correctly, so there is no example to show; "
+            "give more questions"
+        )
     found = nearest(embeddings, pool_embeddings, k, allowed=succeeded, exclude_self=exclude_self)
     shown = [
         [pool[place] for place, square in zip(places, squares, strict=True) if square != float("inf")]

@@ -41,7 +41,10 @@ def _read_hub(hub_id: str) -> Iterator[Row]:
     try:
         return iter(load_dataset(hub_id, split="train"))
     except Exception as error:  # the hub client has many kinds; each means the same to the user
-        raise DataError(f"no file and no reachable hub dataset {hub_id!r} ({type(error).__name__}: {error})") from error
+        raise DataError(
+            f"no file and no reachable hub dataset {hub_id!r} ({type(error).__name__}: {error}); "
+            "give a .jsonl or .parquet file, or a hub id"
+        ) from error
 
 
 def draw_rows(source: Source, limit: int | None, seed: int | None) -> Iterator[tuple[int, Row]]:

@@ -58,7 +58,10 @@ class Checker:
         except (TypeError, ValueError) as error:
             raise SettingsError(f"checker {self.name} must return a number per answer ({error})") from error
         if len(checked) != len(answers):
-            raise SettingsError(f"checker {self.name} returned {len(checked)} scores for {len(answers)} answers")
+            raise SettingsError(
+                f"checker {self.name} returned {len(checked)} scores for {len(answers)} answers; "
+                "it must return one per answer"
+            )
         for score, answer in zip(checked, answers, strict=True):
             if not math.isfinite(score):
                 raise SettingsError(

@@ -46,7 +46,7 @@ GOOD = {"prompt": "1", "text": "x"}
     ("rows", "message"),
     [
         ([], r"holds no answers; give at least one"),
-        (["{"], r"b\.jsonl:1 is not JSON"),
+        (["{"], r"b\.jsonl:1 is not valid JSON"),
         ([GOOD, "[1]"], r"b\.jsonl:2: an object with a text as either `prompt` or `messages`; got \[1\]"),
         ([{"text": "x"}], r"`prompt` or `messages`"),
         ([{"prompt": "1", "messages": CHAT, "text": "x"}], r"`prompt` or `messages`"),
@@ -71,7 +71,7 @@ def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no answers file at .*none"):
         match_answers(a, tmp_path / "none.jsonl")
     (tmp_path / "b.jsonl").write_bytes(b'{"prompt": "\xff"}')
-    with pytest.raises(DataError, match="is not UTF-8"):
+    with pytest.raises(DataError, match=r"b\.jsonl:1 holds the byte 0xff, which is not UTF-8"):
         match_answers(a, tmp_path / "b.jsonl")
 
 

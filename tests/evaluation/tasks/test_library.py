@@ -144,7 +144,7 @@ def test_every_format_gives_the_same_questions(library: TaskLibrary, tmp_path: P
         ({}, [{"question": "1+1?", "text": "2"}], "has no column 'answer'; it needs question, answer"),
         ({}, [{"answer": "2"}], "has no column 'question'"),
         ({}, "", "is empty; it needs one row per question"),
-        ({}, '{"question": 1}\n{"question":\n', "cannot be read: line 2: Expecting value"),
+        ({}, '{"question": 1}\n{"question":\n', "jsonl:2 is not valid JSON"),
         ({}, "[1, 2]", "cannot be read: every row must be an object of columns"),
         (
             {"num_fewshot": 2},

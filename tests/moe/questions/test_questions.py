@@ -90,10 +90,10 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is not of a known kind; give a file that ends in \.jsonl, \.json, \.parquet"):
         read_questions(tmp_path / "q.txt")
     (tmp_path / "q.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{half')
-    with pytest.raises(DataError, match=r"q\.jsonl, line 2 is not valid JSON"):
+    with pytest.raises(DataError, match=r"q\.jsonl:2 is not valid JSON"):
         read_questions(tmp_path / "q.jsonl")
     (tmp_path / "q.jsonl").write_bytes(b'{"prompt": "\xff"}')
-    with pytest.raises(DataError, match="is not UTF-8"):
+    with pytest.raises(DataError, match="which is not UTF-8"):
         read_questions(tmp_path / "q.jsonl")
     (tmp_path / "q.parquet").write_bytes(b"half")
     with pytest.raises(DataError, match="cannot be read as parquet"):

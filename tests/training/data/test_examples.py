@@ -154,7 +154,7 @@ def test_bad_files(tmp_path: Path) -> None:
     expected = {
         "missing.jsonl": "no data file at .*missing.jsonl",
         "empty.jsonl": "holds no rows",
-        "broken.jsonl": "line 2 is not valid JSON",
+        "broken.jsonl": "broken.jsonl:2 is not valid JSON",
         "broken.parquet": "cannot be read as parquet",
         "data.csv": "not of a known kind",
     }
