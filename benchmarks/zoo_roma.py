@@ -67,8 +67,8 @@ OPTIMISER = {  # chosen by zoo_roma_optimiser.py
     "batch_size": 32,
     "scheduler": "cosine",
     "warmup_ratio": 0.1,
-    "save_steps": 100000,
 }
+NEVER_SAVED = {"save_steps": 100000}  # a run is short
 DESCENT = {"steps": 30, "learning_rate": 0.05, "core": 20}
 # Questions of one task and wording are nearly the same, as near as their texts go; none stands in two sets.
 LEAKAGE = {"allow_overlap": True}
@@ -127,7 +127,7 @@ class Workshop:
                 "model": {"model": str(self.model_folder)},
                 "data": {"train": str(self.file("train", TRAIN)), "dev": str(self.file("dev", DEV))},
                 "prompt": CHAT_TEMPLATE,
-                "optimiser": OPTIMISER,
+                "optimiser": OPTIMISER | NEVER_SAVED,
                 "leakage": LEAKAGE,
                 "descent": DESCENT,
                 "sweep": WEIGHTS,
@@ -388,7 +388,7 @@ def _settings() -> dict[str, Any]:
     """What all cells of a comparison have in common."""
     return {
         "questions": {"train": TRAIN * len(SEEN), "dev": DEV * len(SEEN), "test, each task": TEST},
-        "optimiser": OPTIMISER,
+        "optimiser": OPTIMISER | NEVER_SAVED,
         "descent": DESCENT,
         "sweep": [0.0, *WEIGHTS],
     }

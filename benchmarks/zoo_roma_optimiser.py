@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from zoo_roma import FAMILIES, OPTIMISER, RUNS, Workshop
+from zoo_roma import FAMILIES, NEVER_SAVED, OPTIMISER, RUNS, Workshop
 
 from fusionroute.environment import git_commit, versions
 from fusionroute.moe.roma.sweep import sweep
@@ -33,7 +33,7 @@ CHOICE_SEEDS = (0, 1, 2)
 def one_seed(seed: int) -> None:
     shop = Workshop(FAMILIES[0], seed)
     for rate, steps in CHOICES:
-        optimiser = {**OPTIMISER, "learning_rate": rate, "max_steps": steps}
+        optimiser = {**OPTIMISER, **NEVER_SAVED, "learning_rate": rate, "max_steps": steps}
         settings = shop.settings(optimiser=optimiser, sweep=[WEIGHT])
         found = sweep(settings, folder_of(seed) / f"{rate:g}-{steps}").as_json()
         write_json(file_of(seed, rate, steps), found)

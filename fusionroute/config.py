@@ -1,9 +1,9 @@
 """Typed settings, YAML in and out. An unknown or misspelt key is an error that names the nearest right one."""
 
 import difflib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -136,3 +136,66 @@ class GenerationSettings(Settings):
     @property
     def is_penalised(self) -> bool:
         return self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+class OptimiserSettings(Settings):
+    """How weights are trained: AdamW, a warm-up, a schedule; in the words of transformers' ``Trainer`` by `arguments`.
+
+    The papers name learning rates and epochs at most; the rest are customary values.
+    """
+
+    learning_rate: float = Field(1e-3, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1)  # per process
+    accumulation: int = Field(1, ge=1)  # batches per step; losses are means over the whole step
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)  # 0 = no clipping
+    max_steps: int | None = Field(None, ge=1)  # None = as the epochs say
+    logging_steps: int = Field(10, ge=1)
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "learning_rate": self.learning_rate,
+            "num_train_epochs": self.epochs,
+            "per_device_train_batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulation,
+            "warmup_steps": self.warmup_ratio,
+            "lr_scheduler_type": self.scheduler,
+            "weight_decay": self.weight_decay,
+            "max_grad_norm": self.max_grad_norm,
+            "max_steps": self.max_steps or -1,
+            "logging_steps": self.logging_steps,
+        }
+
+
+class ResumableSettings(OptimiserSettings):
+    """Of training that is long enough to be interrupted."""
+
+    save_steps: int = Field(500, ge=1)
+    gradient_checkpointing: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """As transformers calls them; activations are the caller's matter, who knows the model."""
+        # with AdamW's moments a checkpoint is three times the weights that are trained
+        return {**super().arguments(), "save_steps": self.save_steps, "save_total_limit": 1}
+
+
+def changes(before: Settings, now: Settings, free: Iterable[str] = ()) -> list[str]:
+    """``sft.epochs was 1, is now 2`` for each option that differs, but for ``free`` ones and what is inside them."""
+    found, wanted = (dict(_flat(settings.model_dump(mode="json"))) for settings in (before, now))
+    free = tuple(free)
+    return [
+        f"{key} was {found.get(key)!r}, is now {wanted.get(key)!r}"
+        for key in dict.fromkeys([*found, *wanted])
+        if found.get(key) != wanted.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -22,22 +22,11 @@ def cdpo_config(settings: TrainSettings, stage: CDPOSettings, folder: Path) -> C
 def _common(settings: TrainSettings, stage: StageSettings, folder: Path) -> dict[str, Any]:
     return {
         "output_dir": str(folder),
-        "learning_rate": stage.learning_rate,
-        "num_train_epochs": stage.epochs,
-        "per_device_train_batch_size": stage.batch_size,
-        "gradient_accumulation_steps": stage.accumulation,
+        **stage.arguments(),
         "routing_weight": settings.routing.weight if settings.makes_a_team else 0.0,
         "aggregation": settings.routing.aggregation if settings.makes_a_team else "expected_nll",
         "positions": settings.routing.positions,
         "group_by_length": stage.group_by_length,
-        "warmup_steps": stage.warmup_ratio,
-        "lr_scheduler_type": stage.scheduler,
-        "weight_decay": stage.weight_decay,
-        "max_grad_norm": stage.max_grad_norm,
-        "max_steps": stage.max_steps or -1,
-        "save_steps": stage.save_steps,
-        "save_total_limit": 1,  # with AdamW's moments a checkpoint is three times the router
-        "logging_steps": stage.logging_steps,
         "bf16": stage.bf16,
         "seed": settings.seed,
         "use_cpu": runs_on_cpu(settings.device),

@@ -2,11 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from fusionroute.config import read_yaml
+from fusionroute.config import changes, read_yaml
 from fusionroute.errors import OutputExistsError, SettingsError
 from fusionroute.models.team import ROUTER_FOLDER, TEAM_FILE
 from fusionroute.output import clear_leftovers, is_empty, write_text
@@ -128,31 +126,14 @@ def _refuse_other_settings(folder: Path, settings: TrainSettings) -> None:
     if unused is None:
         return
     try:
-        found = dict(_flat(TrainSettings.parse(read_yaml(folder / SETTINGS_FILE)).model_dump(mode="json")))
+        before = TrainSettings.parse(read_yaml(folder / SETTINGS_FILE))
     except SettingsError as error:
         raise OutputExistsError(f"{folder / SETTINGS_FILE} is not a run's ({error}); choose another folder") from error
-    wanted = dict(_flat(settings.model_dump(mode="json")))
-    differences = [
-        f"{key} was {found.get(key)!r}, is now {wanted.get(key)!r}"
-        for key in dict.fromkeys([*found, *wanted])
-        if found.get(key) != wanted.get(key) and not any(key == name or key.startswith(f"{name}.") for name in unused)
-    ]
-    if not differences and _experts(found) != _experts(wanted):
+    differences = changes(before, settings, unused)
+    if not differences and list(before.experts) != list(settings.experts):
         differences = ["the order of the experts, which is that of the route head"]
     if differences:
         raise OutputExistsError(
             f"{folder} holds another run ({'; '.join(differences)}); "
             "choose another output folder, or ask for it to be overwritten"
         )
-
-
-def _experts(flat: Mapping[str, Any]) -> list[str]:
-    return [key for key in flat if key.startswith("experts.")]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

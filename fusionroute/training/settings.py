@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fusionroute.config import Settings, nearest
+from fusionroute.config import ResumableSettings, Settings, nearest
 from fusionroute.models.loading import DTYPES, ModelReference
 from fusionroute.models.prompt import PromptName
 from fusionroute.models.team import Experts
@@ -65,22 +65,11 @@ class RoutingSettings(Settings):
     positions: Literal["informative", "all"] = "informative"  # the paper's S, or every answer token
 
 
-class StageSettings(Settings):
-    """How one stage is optimised. The paper gives learning rate and epochs; the rest are customary values."""
+class StageSettings(ResumableSettings):
+    """How one stage is optimised. The paper gives learning rate and epochs."""
 
     learning_rate: float = Field(1e-5, gt=0)
-    epochs: float = Field(1.0, gt=0)
-    batch_size: int = Field(8, ge=1)  # examples per process; a preference pair is one
-    accumulation: int = Field(1, ge=1)  # batches per step; losses are means over the whole step
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)  # 0 = no clipping
-    max_steps: int | None = Field(None, ge=1)  # None = as the epochs say
-    group_by_length: bool = False  # batches of like length, in random order: less padding
-    save_steps: int = Field(500, ge=1)
-    logging_steps: int = Field(10, ge=1)
-    gradient_checkpointing: bool = False
+    group_by_length: bool = False  # batches of like length, in random order: less padding; a preference pair is one
     bf16: bool = False  # bfloat16 arithmetic over the weights as they are
 
 

@@ -13,17 +13,23 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from fusionroute.config import Settings
+from fusionroute.config import OptimiserSettings, Settings
 from fusionroute.errors import ModelOutputError, SettingsError
 from fusionroute.models.loading import ModelReference, load_model, load_tokenizer
 from fusionroute.models.prompt import PromptFormat, PromptName
 from fusionroute.moe.questions.questions import Encoded
 from fusionroute.moe.roma.batches import IGNORED, Rows, answer_columns, answer_loss, pad_right
 from fusionroute.moe.roma.data import encode_sources, judging_sets, padding_id, read_sources, refuse_same_texts
-from fusionroute.moe.roma.settings import OptimiserSettings, QuestionSettings
+from fusionroute.moe.roma.settings import QuestionSettings
 from fusionroute.moe.roma.watching import ReportSteps
 from fusionroute.output import new_folder, refuse_existing
 from fusionroute.progress import Progress, Silent
+
+
+class PromptOptimiser(OptimiserSettings):
+    """Few numbers are trained, in large steps."""
+
+    learning_rate: float = Field(1e-2, gt=0)
 
 
 class SoftPromptSettings(Settings):
@@ -34,7 +40,7 @@ class SoftPromptSettings(Settings):
     prompt: PromptName = None
     kind: Literal["prompt", "prefix"] = "prompt"  # vectors before the text, or keys and values in every layer
     virtual_tokens: int = Field(20, ge=1)
-    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-2)
+    optimiser: PromptOptimiser = PromptOptimiser()
     seed: int = Field(0, ge=0)
     dtype: str | None = None
     device: str | None = None
@@ -125,19 +131,9 @@ def answered_correctly(model: Any, encoded: Sequence[Encoded], *, pad_id: int, b
 def _trainer(
     model: Any, settings: SoftPromptSettings, encoded: Sequence[Encoded], pad_id: int, folder: str, progress: Progress
 ) -> Trainer:
-    stage = settings.optimiser
     arguments = TrainingArguments(
         output_dir=folder,
-        learning_rate=stage.learning_rate,
-        num_train_epochs=stage.epochs,
-        per_device_train_batch_size=stage.batch_size,
-        gradient_accumulation_steps=stage.accumulation,
-        warmup_steps=stage.warmup_ratio,
-        lr_scheduler_type=stage.scheduler,
-        weight_decay=stage.weight_decay,
-        max_grad_norm=stage.max_grad_norm,
-        max_steps=stage.max_steps or -1,
-        logging_steps=stage.logging_steps,
+        **settings.optimiser.arguments(),
         save_strategy="no",
         remove_unused_columns=False,
         report_to="none",

@@ -1,11 +1,10 @@
 """What may be written where: a run continues its own folder, starts an empty one, and touches nobody else's."""
 
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from fusionroute.config import read_yaml
+from fusionroute.config import changes, read_yaml
 from fusionroute.errors import OutputExistsError, SettingsError
 from fusionroute.moe.roma.router_delta import DELTA_FILE
 from fusionroute.moe.roma.settings import RoMASettings
@@ -59,25 +58,12 @@ def open_run(
 
 def _refuse_other_settings(folder: Path, settings: RoMASettings, free: set[str]) -> None:
     try:
-        found = dict(_flat(RoMASettings.parse(read_yaml(folder / SETTINGS_FILE)).model_dump(mode="json")))
+        before = RoMASettings.parse(read_yaml(folder / SETTINGS_FILE))
     except SettingsError as error:
         raise OutputExistsError(f"{folder / SETTINGS_FILE} is not a run's ({error}); choose another folder") from error
-    wanted = dict(_flat(settings.model_dump(mode="json")))
-    differences = [
-        f"{key} was {found.get(key)!r}, is now {value!r}"
-        for key, value in wanted.items()
-        if key not in free and found.get(key) != value
-    ]
+    differences = changes(before, settings, free)
     if differences:
         raise OutputExistsError(
             f"{folder} holds another run ({'; '.join(differences)}); "
             "choose another output folder, or ask for it to be overwritten"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

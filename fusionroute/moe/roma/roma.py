@@ -280,22 +280,11 @@ def _tell_of_empty(found: Neighbours, settings: RoMASettings, progress: Progress
 
 
 def _arguments(settings: RoMASettings, weight: float, folder: Path, device: torch.device) -> RoMAArguments:
-    how, on_cpu = settings.optimiser, device.type == "cpu"
+    on_cpu = device.type == "cpu"
     arguments = RoMAArguments(
         output_dir=str(folder),
         weight=weight,
-        learning_rate=how.learning_rate,
-        num_train_epochs=how.epochs,
-        per_device_train_batch_size=how.batch_size,
-        gradient_accumulation_steps=how.accumulation,
-        warmup_steps=how.warmup_ratio,
-        lr_scheduler_type=how.scheduler,
-        weight_decay=how.weight_decay,
-        max_grad_norm=how.max_grad_norm,
-        max_steps=how.max_steps or -1,
-        save_steps=how.save_steps,
-        save_total_limit=1,
-        logging_steps=how.logging_steps,
+        **settings.optimiser.arguments(),
         seed=settings.seed,
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fusionroute.config import Settings, nearest
+from fusionroute.config import ResumableSettings, Settings, nearest
 from fusionroute.models.loading import DTYPES, ModelReference
 from fusionroute.models.prompt import PromptName
 
@@ -55,23 +55,6 @@ class NeighbourSettings(Settings):
         return self
 
 
-class OptimiserSettings(Settings):
-    """AdamW. The paper names neither it nor any value of it: all of them are our choice."""
-
-    learning_rate: float = Field(1e-3, gt=0)
-    epochs: float = Field(1.0, gt=0)
-    batch_size: int = Field(8, ge=1)
-    accumulation: int = Field(1, ge=1)  # batches per step; the loss is a mean over the whole step
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)  # 0 = no clipping
-    max_steps: int | None = Field(None, ge=1)  # None = as the epochs say
-    save_steps: int = Field(500, ge=1)
-    logging_steps: int = Field(10, ge=1)
-    gradient_checkpointing: bool = False
-
-
 class DescentSettings(Settings):
     """Descent on the routing itself, for ``target: oracle``; see `fusionroute.moe.optimise`."""
 
@@ -102,7 +85,7 @@ class RoMASettings(Settings):
     sweep: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)  # of `roma sweep`, beside 0, which is always there; ours
     target: Literal["manifold", "oracle"] = "manifold"  # oracle: each question's own best routing, found by descent
     descent: DescentSettings = DescentSettings()
-    optimiser: OptimiserSettings = OptimiserSettings()
+    optimiser: ResumableSettings = ResumableSettings()  # the paper names no optimiser and no value of it
     leakage: LeakageSettings = LeakageSettings()
     batch_size: int = Field(32, ge=1)  # of passes without gradient: recording, asking
     save: Literal["model", "delta"] = "model"  # a whole checkpoint, or the routers alone

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusionroute.errors import DataError, OutputExistsError
+from fusionroute.errors import DataError, OutputExistsError, SettingsError
 from fusionroute.models.gates import Gates
 from fusionroute.models.loading import load_model, load_tokenizer
 from fusionroute.models.prompt import PromptFormat
@@ -126,3 +126,10 @@ def test_another_folder_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "soft" / "mine.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match=r"already holds mine\.txt"):
         train_soft_prompt(settings(tmp_path), tmp_path / "soft")
+
+
+def test_an_option_of_the_optimiser_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    given = settings(tmp_path).model_dump() | {"optimiser": {"epochs": 2}}
+    assert SoftPromptSettings.parse(given).optimiser.learning_rate == 1e-2
+    with pytest.raises(SettingsError, match="'save_steps'"):  # it is never saved on the way
+        SoftPromptSettings.parse(given | {"optimiser": {"save_steps": 2}})
