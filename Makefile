@@ -11,13 +11,14 @@ VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-vllm mutants lint typecheck format bench bench-quick docs build clean
+.PHONY: help install demo test test-slow test-vllm test-extras mutants lint typecheck format bench bench-quick docs build clean
 
 help:
 	@echo "make demo       train a router over the bundled tiny experts, compare, show"
 	@echo "make test       the tests, without the slow ones"
 	@echo "make test-slow  the slow tests"
 	@echo "make test-vllm  the tests of the vLLM plugin, in an environment of their own (about 4 GB)"
+	@echo "make test-extras  the wheel and each extra alone, in fresh environments (network, about 15 minutes)"
 	@echo "make mutants    errors planted in the core, one at a time: do the tests notice?"
 	@echo "make lint       ruff (rules and format) and mypy"
 	@echo "make typecheck  mypy alone"
@@ -39,6 +40,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(RUN) pytest -m slow
+
+test-extras: $(INSTALLED)
+	$(VENV)/bin/python tests/extras.py
 
 mutants: $(INSTALLED)
 	$(VENV)/bin/python tests/mutants.py

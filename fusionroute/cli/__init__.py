@@ -4,8 +4,6 @@ from typing import Annotated
 
 import typer
 
-from fusionroute.cli import pathways as pathway_commands
-from fusionroute.cli import roma as roma_commands
 from fusionroute.cli.calibrate import calibrate
 from fusionroute.cli.chat import chat
 from fusionroute.cli.env import env
@@ -18,6 +16,7 @@ from fusionroute.cli.lm_eval import CONTEXT as LM_EVAL_CONTEXT
 from fusionroute.cli.lm_eval import lm_eval
 from fusionroute.cli.merge import merge
 from fusionroute.cli.pairs import pairs
+from fusionroute.cli.roma import judging, pathways, tuning
 from fusionroute.cli.serve import serve
 from fusionroute.cli.train import cdpo, score, sft, train
 from fusionroute.cli.zoo import build, demo, examples, listing, take
@@ -50,13 +49,13 @@ roma_app = typer.Typer(
     help="Tune the routers of a mixture-of-experts model (RoMA), and see what that did.",
     short_help="Tune the routers of a mixture of experts (RoMA).",
 )
-roma_app.command()(pathway_commands.record)
-roma_app.command()(roma_commands.train)
-roma_app.command()(roma_commands.apply)
-roma_app.command()(roma_commands.evaluate)
-roma_app.command()(roma_commands.oracle)
-roma_app.command()(roma_commands.sweep)
-roma_app.command()(pathway_commands.report)
+roma_app.command()(pathways.record)
+roma_app.command()(tuning.train)
+roma_app.command()(tuning.apply)
+roma_app.command()(judging.evaluate)
+roma_app.command()(judging.oracle)
+roma_app.command()(tuning.sweep)
+roma_app.command()(pathways.report)
 app.add_typer(roma_app, name="roma")
 zoo_app = typer.Typer(help="The bundled tiny models and tasks.")
 zoo_app.command("list")(listing)

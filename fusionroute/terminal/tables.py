@@ -79,6 +79,11 @@ def ensembling_table(costs: Mapping[str, Mapping[str, Any]]) -> Table | None:
     return table
 
 
+def percent(estimate: Estimated) -> str:
+    """``58.0 (55.1 to 60.8)``."""
+    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+
+
 def _best(values: Sequence[float]) -> float | None:
     """None where all are equal: then nothing stands out."""
     return max(values) if values and max(values) > min(values) else None

@@ -8,18 +8,9 @@ import typer
 
 from fusionroute.cli import options
 from fusionroute.cli.console import conclude, quiet, say, stdout
-from fusionroute.cli.question_format import choose_format
-from fusionroute.cli.roma import (
-    BatchSize,
-    Layers,
-    Limit,
-    Model,
-    Prompt,
-    Questions,
-    layers_of,
-    load,
-    say_format,
-)
+from fusionroute.cli.roma.options import BatchSize, Layers, Limit, Model, Prompt, Questions
+from fusionroute.cli.roma.question_format import choose_format
+from fusionroute.cli.roma.questions import layers_of, load, say_format
 from fusionroute.errors import DataError
 
 FORM = 'write {"RoMA": {"arc": 0.58, "average": {"value": 0.6, "low": 0.57, "high": 0.63}}}'

@@ -1,4 +1,4 @@
-"""``fusionroute roma``: tune the routers of a mixture-of-experts model, and see what that did."""
+"""``fusionroute roma evaluate`` and ``oracle``: how many questions are answered rightly, and could be."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,97 +10,18 @@ import typer
 from rich.console import Console
 
 from fusionroute.cli import options
-from fusionroute.cli.console import conclude, quiet, say, stdout
-from fusionroute.cli.overrides import with_overrides
-from fusionroute.cli.question_format import Chosen, choose_format
-from fusionroute.config import read_yaml
+from fusionroute.cli.console import quiet, say, stdout
+from fusionroute.cli.roma.options import BatchSize, Layers, Limit, Model, Prompt, Questions
+from fusionroute.cli.roma.question_format import Chosen, choose_format
+from fusionroute.cli.roma.questions import layers_of, load, say_format
+from fusionroute.terminal.tables import percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fusionroute.evaluation.statistics import Estimate
-    from fusionroute.models.gates import Gates
-    from fusionroute.models.prompt import PromptFormat
-    from fusionroute.moe.questions.questions import Encoded, Question
-    from fusionroute.moe.roma.settings import RoMASettings
-    from fusionroute.moe.roma.sweep import Sweep
+    from fusionroute.moe.questions.questions import Question
     from fusionroute.progress import Progress
-
-SettingsYaml = Annotated[
-    Path, typer.Argument(metavar="SETTINGS.yaml", help="Model, questions and options.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Set an option of SETTINGS.yaml, such as optimiser.learning_rate=1e-4; repeatable.",
-    ),
-]
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Folder or hub id of a mixture-of-experts model.", show_default=False)
-]
-Questions = Annotated[
-    Path,
-    typer.Argument(
-        metavar="QUESTIONS.jsonl",
-        help="Objects with `prompt` or `messages`, `answer`, and `options` and `task` if there are any.",
-        show_default=False,
-    ),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option(
-        "--prompt",
-        help="Prompt format: chat_template, alpaca, or text (as it is). Left out: that of the run of `roma train` or "
-        "`roma sweep` in which MODEL lies; for other models text.",
-    ),
-]
-Layers = Annotated[
-    str, typer.Option("--layers", help="How many of the last MoE layers, a list of places such as 0,3,5, or all.")
-]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first questions.")]
-BatchSize = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Questions in a pass.", rich_help_panel=options.MACHINE)
-]
-
-
-def train(
-    settings: SettingsYaml,
-    output: options.OutputFolder,
-    delta: Annotated[
-        bool, typer.Option("--delta", help="Save the routers alone, for `roma apply`; else a whole checkpoint.")
-    ] = False,
-    overwrite: options.Overwrite = False,
-    override: Overrides = None,
-) -> None:
-    """Record pathways and tune the routers on them; run again, it continues where it stopped."""
-    parsed = _settings(settings, override, delta)
-    from fusionroute.moe.roma.roma import train_roma
-    from fusionroute.terminal.progress import RichProgress
-
-    console = stdout()
-    with RichProgress(console) as progress:
-        written = train_roma(parsed, output, overwrite=overwrite, progress=progress)
-    conclude(console, written, _after(parsed, written))
-
-
-def apply(
-    base: Annotated[
-        str, typer.Argument(metavar="BASE", help="Folder or hub id of what was tuned.", show_default=False)
-    ],
-    delta: Annotated[
-        Path, typer.Argument(metavar="DELTA", help="File that `roma train` wrote, or its folder.", show_default=False)
-    ],
-    output: options.OutputFolder,
-    overwrite: options.Overwrite = False,
-) -> None:
-    """Put tuned routers into their base: the whole checkpoint, as `roma train` writes it without --delta."""
-    quiet()
-    from fusionroute.moe.roma.router_delta import apply_delta
-
-    written = apply_delta(base, delta, output, overwrite=overwrite)
-    conclude(stdout(), written, _asking(str(written), base))
 
 
 def evaluate(
@@ -227,7 +148,7 @@ def oracle(
         return
     console = stdout()
     for name, estimate in estimates.items():
-        say(console, f"{name.replace('_', ' '):32} {_percent(estimate)}")
+        say(console, f"{name.replace('_', ' '):32} {percent(estimate)}")
     say(
         console,
         f"n = {len(encoded)}; {steps} steps of descent, the first at rate {learning_rate:g}, on the routing of the "
@@ -236,83 +157,6 @@ def oracle(
         "model's own answers, says how much of it is fitting",
     )
     say_format(console, chosen)
-
-
-def sweep(
-    settings: SettingsYaml,
-    output: options.OutputFolder,
-    delta: Annotated[bool, typer.Option("--delta", help="Save the chosen routers alone.")] = False,
-    overwrite: options.Overwrite = False,
-    override: Overrides = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Tune with several λ, 0 always among them; choose on data.dev and report every one."""
-    parsed = _settings(settings, override, delta)
-    from fusionroute.moe.roma.folder import SWEEP_FILE
-    from fusionroute.moe.roma.roma import result_of
-    from fusionroute.moe.roma.sweep import sweep as run
-    from fusionroute.terminal.progress import RichProgress
-
-    console = stdout()
-    with RichProgress(Console(stderr=True, highlight=False) if as_json else console) as progress:
-        found = run(parsed, output, overwrite=overwrite, progress=progress)
-    if as_json:
-        print(json.dumps({"prompt": parsed.prompt, **found.as_json()}, indent=2, ensure_ascii=False))
-        return
-    console.print(_sweep_table(found))
-    say(console, f"λ = {found.chosen:g} was chosen; {output / SWEEP_FILE} has every point")
-    written = result_of(output, parsed)
-    conclude(console, written, _after(parsed, written))
-
-
-def _after(settings: "RoMASettings", written: Path) -> str:
-    base = settings.model.model
-    if settings.save == "delta":
-        return f"fusionroute roma apply {base} {written} --output …"
-    return _asking(str(written), base)
-
-
-def _asking(model: str, base: str) -> str:
-    return f"fusionroute roma evaluate {model} QUESTIONS.jsonl --reference-base {base}"
-
-
-def _settings(path: Path, override: list[str] | None, delta: bool) -> "RoMASettings":
-    values = with_overrides(read_yaml(path), override or [])
-    quiet()
-    from fusionroute.moe.roma.settings import RoMASettings
-
-    return RoMASettings.parse({**values, **({"save": "delta"} if delta else {})}, source=str(path))
-
-
-def layers_of(text: str) -> int | str | tuple[int, ...]:
-    """A number, a list of them if there is a comma, or a word, which `choose_gates` judges."""
-    places = [place.strip() for place in text.split(",") if place.strip()]
-    if not places or not all(place.removeprefix("-").isdecimal() for place in places):
-        return text
-    return tuple(map(int, places)) if "," in text else int(text)
-
-
-def load(
-    model: str,
-    questions: Path,
-    prompt: Chosen,
-    limit: int | None,
-    device: str | None,
-    dtype: str | None,
-    *,
-    layers: int | str | tuple[int, ...],
-) -> "tuple[list[Question], PromptFormat, list[Encoded], Gates]":
-    """Questions as text, how they are put, as token ids; and the gates of the model."""
-    from fusionroute.models.gates import Gates
-    from fusionroute.models.loading import load_model, load_tokenizer
-    from fusionroute.models.prompt import PromptFormat
-    from fusionroute.models.team import context_length
-    from fusionroute.moe.questions.questions import encode_questions, read_questions
-
-    asked = read_questions(questions, limit)
-    prompt_format = PromptFormat(load_tokenizer(model), prompt.name)
-    live = load_model(model, device=device, dtype=dtype)
-    return asked, prompt_format, encode_questions(asked, prompt_format, context_length(live)), Gates(live, layers)
 
 
 def _by_task(asked: "Sequence[Question]", correct: Sequence[bool]) -> dict[str, list[bool]]:
@@ -357,33 +201,6 @@ def _table(found: "Mapping[str, Estimate]", reference: "Mapping[str, Estimate] |
     for column in ("", "n", "model", *(["reference"] if reference else [])):
         table.add_column(column, justify="right" if column else "left")
     for name, estimate in found.items():
-        theirs = [_percent(reference[name])] if reference else []
-        table.add_row(name.removeprefix("task "), str(estimate.n), _percent(estimate), *theirs)
+        theirs = [percent(reference[name])] if reference else []
+        table.add_row(name.removeprefix("task "), str(estimate.n), percent(estimate), *theirs)
     return table
-
-
-def _sweep_table(found: "Sweep") -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    from fusionroute.evaluation.statistics import wilson
-
-    caption = f"n = {found.base.n} development questions, 95 % intervals; λ = 0 is plain router tuning"
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-    for column in ("λ", "right answers in %", "mean of tasks", "loss"):
-        table.add_column(column, justify="left" if column == "λ" else "right")
-    for point in (found.base, *found.points):
-        name = "untouched" if point.weight is None else f"{point.weight:g}"
-        style = "bold" if point.weight == found.chosen else None
-        right = _percent(wilson(point.correct, point.n))
-        table.add_row(name, right, f"{100 * float(point.mean):.1f}", f"{point.loss:.4f}", style=style)
-    return table
-
-
-def _percent(estimate: "Estimate") -> str:
-    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
-
-
-def say_format(console: Console, chosen: Chosen) -> None:
-    if chosen.remark:
-        say(console, chosen.remark)
