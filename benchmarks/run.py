@@ -7,7 +7,8 @@
     python benchmarks/run.py --list               # what there is
 
 What cannot run here is skipped and says what it lacks. A script that fails does not stop the others; the exit code
-tells. `rows.py` holds the tables of scripts and figures.
+tells. `rows.py` holds the tables of scripts and figures; `studies.py` what is measured of answers, and first, because
+it trains what some scripts need: afterwards it says which figures came again.
 """
 
 import argparse
@@ -20,13 +21,14 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from measuring import ROOT, described
 from pages import write_pages
 from rows import ROWS, SCRIPTS, Need, Script
 from speed_table import RESULTS, unreadable
+from studies import STUDIES, Study, agreement, kept
 
 DONE, SKIPPED, FAILED = "done", "skipped", "FAILED"
 WORKERS = 2  # of a quick run, in which times mean nothing
@@ -36,7 +38,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 @dataclass(frozen=True)
 class Outcome:
-    script: Script
+    script: Script | Study
     state: str
     seconds: float = 0.0
     word: str = ""
@@ -58,6 +60,27 @@ def measure(scripts: Iterable[Script]) -> list[Outcome]:
         if outcome.state == DONE:
             write_pages()
         outcomes.append(outcome)
+    return outcomes
+
+
+def study_again(studies: Iterable[Study]) -> list[Outcome]:
+    """All commands of each, over its committed results; each ends with a word on what came out otherwise."""
+    outcomes = []
+    for study in studies:
+        before, began = {name: kept(name) for name in study.results}, time.perf_counter()
+        outcome = Outcome(study, DONE)
+        for words in study.words():
+            print(f"\n{study.name}: {' '.join(words[1:])}")
+            code, _ = _watched(words)
+            if code:
+                outcome = Outcome(study, FAILED, word=f"exit code {code}")
+                break
+        outcomes.append(replace(outcome, seconds=time.perf_counter() - began))
+        print(outcomes[-1])
+        if outcome.state == DONE:
+            write_pages()
+            for name in study.results:
+                print(f"{name}: {agreement(before[name], kept(name))}")
     return outcomes
 
 
@@ -142,7 +165,8 @@ def listed(scripts: Iterable[Script]) -> str:
 
 def main() -> int:
     parser = described(__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[script.name for script in SCRIPTS])
+    names = [each.name for each in (*STUDIES, *SCRIPTS)]
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--quick", action="store_true", help="tiny sizes, nothing is written: does everything still run?")
     mode.add_argument("--table", action="store_true", help="write README and docs from the committed results")
@@ -151,12 +175,16 @@ def main() -> int:
     named = [script for script in SCRIPTS if not options.only or script.name in options.only]
     if options.list:
         print(listed(named))
+        print("\n".join(f"{study.name} (answers, not times)" for study in STUDIES))
         return 0
     if options.table:
         changed = ", ".join(str(page.relative_to(ROOT)) for page in write_pages())
         print(f"written to {changed}" if changed else "every page says what the results say")
         return 0
-    return _told(try_all(named) if options.quick else measure(_unasked_left_out(named, options)))
+    if options.quick:
+        return _told(try_all(named))
+    studies = [study for study in STUDIES if not options.only or study.name in options.only]
+    return _told([*study_again(studies), *measure(_unasked_left_out(named, options))])
 
 
 def _unasked_left_out(named: list[Script], options: argparse.Namespace) -> list[Script]:

@@ -68,6 +68,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "moe": ("python -c 'import sentence_transformers'", TAKE,
             "fusionroute zoo examples moe_kind --split test --count 8 > test.jsonl",
             "fusionroute roma record zoo/olmoe test.jsonl --output runs/before --prompt chat_template"),
+    "docs": (f"NO_MKDOCS_2_WARNING=1 mkdocs build --strict --config-file {ROOT}/mkdocs.yml --site-dir $PWD/site",),
 }  # fmt: skip
 
 
