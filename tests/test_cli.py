@@ -329,6 +329,7 @@ def test_a_dry_run_is_shown_as_a_table(tmp_path: Path) -> None:
     assert cells["sft"][:7] == ["sft", "Eq.", "(2)", "3", "18", "1", "8"]
     assert cells["sft"][-2:] == ["MiB", "–"]
     assert "read data.train" in result.stderr
+    assert result.stdout.endswith(f"next: fusionroute train {path} --output …\n")
     assert sorted(tmp_path.rglob("*")) == before
 
 

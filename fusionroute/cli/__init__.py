@@ -49,12 +49,12 @@ roma_app = typer.Typer(
     help="Tune the routers of a mixture-of-experts model (RoMA), and see what that did.",
     short_help="Tune the routers of a mixture of experts (RoMA).",
 )
-roma_app.command()(pathways.record)
+roma_app.command()(tuning.sweep)
 roma_app.command()(tuning.train)
 roma_app.command()(tuning.apply)
 roma_app.command()(judging.evaluate)
 roma_app.command()(judging.oracle)
-roma_app.command()(tuning.sweep)
+roma_app.command()(pathways.record)
 roma_app.command()(pathways.report)
 app.add_typer(roma_app, name="roma")
 zoo_app = typer.Typer(help="The bundled tiny models and tasks.")

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from fusionroute.cli import options
-from fusionroute.cli.console import conclude, quiet, stdout
+from fusionroute.cli.console import conclude, quiet, say, stdout
 from fusionroute.cli.overrides import with_overrides
 from fusionroute.config import read_yaml
 from fusionroute.errors import SettingsError
@@ -102,6 +102,7 @@ def _plan(team: Path, override: list[str] | None, *, probe: bool, processes: int
         print(plan_as_json(found))
     else:
         print_plan(stdout(), found)
+        say(stdout(), f"next: fusionroute train {team} --output …")
 
 
 def _train_stage(stage: str, team: Path, output: Path, overwrite: bool, override: list[str] | None) -> None:

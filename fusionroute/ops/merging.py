@@ -84,13 +84,13 @@ def merge(base: Tensor, experts: Sequence[Tensor], settings: MergeSettings, *, n
 
 
 def _task_arithmetic(vectors: list[Tensor], settings: MergeSettings, name: str) -> Tensor:
-    return _peft().task_arithmetic(vectors, _ones(vectors))
+    return formulas().task_arithmetic(vectors, _ones(vectors))
 
 
 def _ties(vectors: list[Tensor], settings: MergeSettings, name: str) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The density .* no pruning", UserWarning)  # it was asked for
-        return _peft().ties(vectors, _ones(vectors), settings.density, majority_sign_method="total")
+        return formulas().ties(vectors, _ones(vectors), settings.density, majority_sign_method="total")
 
 
 def _dare(vectors: list[Tensor], settings: MergeSettings, name: str) -> Tensor:
@@ -98,7 +98,7 @@ def _dare(vectors: list[Tensor], settings: MergeSettings, name: str) -> Tensor:
     dropped = [
         _drop(vector, settings.drop_rate, f"{settings.seed} {place} {name}") for place, vector in enumerate(vectors)
     ]
-    return _peft().task_arithmetic(dropped, _ones(vectors))
+    return formulas().task_arithmetic(dropped, _ones(vectors))
 
 
 FORMULAS: dict[str, Callable[[list[Tensor], MergeSettings, str], Tensor]] = {
@@ -115,7 +115,7 @@ def _drop(vector: Tensor, rate: float, key: str) -> Tensor:
     # peft draws from torch's global generator, which is given back as it was
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_seed(key))
-        return _peft().prune(vector.cpu(), 1 - rate, method="random", rescale=True).to(vector.device)
+        return formulas().prune(vector.cpu(), 1 - rate, method="random", rescale=True).to(vector.device)
 
 
 def _seed(key: str) -> int:
@@ -126,7 +126,8 @@ def _ones(vectors: list[Tensor]) -> Tensor:
     return vectors[0].new_ones(len(vectors))
 
 
-def _peft() -> Any:
+def formulas() -> Any:
+    """PEFT's own, an optional library. Raises `SettingsError` where it is not installed."""
     try:
         from peft.utils import merge_utils
     except ImportError as error:

@@ -1,6 +1,7 @@
 """A comparison end to end on the zoo's experts: measured once, kept, resumed, and honest about what failed."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,16 @@ def measured(settings: CompareSettings, output: Path, **options: Any) -> dict[st
 
 def stamps(output: Path) -> dict[str, int]:
     return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in output.glob("cells/**/*.json")}
+
+
+def test_a_missing_library_is_told_before_anything_is_measured(
+    settings: Callable[..., CompareSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft.utils", None)
+    methods = {"math": {"method": "single", "expert": "math"}, "merged": "ties"}
+    with pytest.raises(SettingsError, match="merging needs peft"):
+        measured(settings(base=EXPERTS["chat"], methods=methods), tmp_path / "out")
+    assert not list(tmp_path.rglob("cells/**/*.json"))
 
 
 def test_every_answer_is_kept_with_who_wrote_it(settings: Callable[..., CompareSettings], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fusionroute.models.loading import ModelReference, default_device, load_toke
 from fusionroute.models.merging import merge_models
 from fusionroute.models.prompt import PromptFormat
 from fusionroute.models.vocabulary import check_tokenizers
-from fusionroute.ops.merging import MergeSettings
+from fusionroute.ops.merging import MergeSettings, formulas
 
 
 class MergeEntry(Entry):
@@ -48,6 +48,7 @@ class MergeEntry(Entry):
         return {"base": self._base(shared), **super().models(shared)}
 
     def check(self, shared: Shared) -> None:
+        formulas()
         tokenizer = shared.tokenizer()
         check_tokenizers(tokenizer, {"base": load_tokenizer(self._base(shared))})
         PromptFormat(tokenizer, shared.prompt)
