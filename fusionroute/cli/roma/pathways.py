@@ -53,7 +53,7 @@ def record(
         )
     say_format(stdout(), chosen)
     say(stdout(), f"pathways of {len(asked):,} questions")
-    conclude(stdout(), output, "record the tuned model's too, then fusionroute roma report BEFORE AFTER --output …")
+    conclude(stdout(), output, "fusionroute roma report BEFORE AFTER --output …, once both models are recorded")
 
 
 def report(
