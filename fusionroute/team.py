@@ -19,6 +19,7 @@ from fusionroute.errors import VocabularyError
 from fusionroute.methods.fusion_route import FusionRoute
 from fusionroute.models.loading import ModelReference, load_model, load_tokenizer
 from fusionroute.models.prompt import Prompt
+from fusionroute.models.router import Router
 from fusionroute.models.team import TeamModels
 from fusionroute.models.vocabulary import check_tokenizers
 
@@ -28,14 +29,32 @@ __all__ = ["StreamedToken", "Team"]
 
 
 class Team(TeamModels):
-    """A router and its experts, writing one answer together; see `TeamModels` for the arguments.
+    """A router and its experts, writing one answer together (Eq. 1).
 
-    Raises, beyond `TeamModels`:
+    Args:
+        router: its route head has one output per expert, in the order of ``experts``.
+        experts: name to causal LM; frozen, each on whatever device it is on.
+        tokenizer: the one tokenizer of all of them.
+        prompt: None takes prompts as they are; else ``"chat_template"`` or a named template such as ``"alpaca"``.
+        references: where each expert came from, for saving; experts not named here are known by where they say they
+            were loaded from.
+
+    Raises:
+        SettingsError: names that clash, or a router made for another number of experts.
+        VocabularyError: models that do not share one vocabulary.
         UnsupportedModelError: a model cannot take turns, for example because its cache cannot be cut back.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        router: Router,
+        experts: Mapping[str, PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: str | None = None,
+        *,
+        references: Mapping[str, ModelReference] | None = None,
+    ):
+        super().__init__(router, experts, tokenizer, prompt, references=references)
         for name, model in self.models.items():
             bytes_per_token(model, name)
         self._paces: dict[tuple[SpeculationSettings, bool], Pace] = {}  # by whether the complement counts, too

@@ -81,6 +81,8 @@ def _python_lines() -> Iterator[str]:
         if not inspect.isclass(offered):
             yield f"{name}({_parameters(offered)})"
             continue
+        if "__init__" in vars(offered):  # errors have none of their own, and the fields of settings follow
+            yield f"{name}({_parameters(offered)})"
         yield from (f"{name}.{field}" for field in getattr(offered, "__dataclass_fields__", ()))
         for method in _own_names(offered):
             live = getattr(offered, method)

@@ -52,20 +52,7 @@ class TeamFile(Settings):
 
 
 class TeamModels:
-    """The models of a team.
-
-    Args:
-        router: its route head has one output per expert, in the order of ``experts``.
-        experts: name to causal LM; frozen, each on whatever device it is on.
-        tokenizer: the one tokenizer of all of them.
-        prompt: None takes prompts as they are; else ``"chat_template"`` or a named template such as ``"alpaca"``.
-        references: where each expert came from, for saving; experts not named here are known by where they say they
-            were loaded from.
-
-    Raises:
-        SettingsError: names that clash, or a router made for another number of experts.
-        VocabularyError: models that do not share one vocabulary.
-    """
+    """The models of a team, loaded, checked and saved; what they do together is `fusionroute.Team`, which see."""
 
     def __init__(
         self,
