@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fusionroute.errors import OutputExistsError, SettingsError
 from fusionroute.evaluation.compare import run
+from fusionroute.evaluation.compare.lineup.joint import AveragingEntry
 from fusionroute.evaluation.compare.run import REPORT, RESULTS, compare
 from fusionroute.evaluation.compare.settings import CompareSettings
 from fusionroute.evaluation.harness.answer_log import AnswerLog
@@ -298,13 +299,14 @@ def test_every_cell_of_a_task_is_asked_the_same(
     assert all(len(context.split("Say ")) == 1 + 3 for context in contexts.pop())
 
 
+@pytest.mark.parametrize(("part", "call"), [(Averaging, "step"), (AveragingEntry, "build")])
 def test_what_no_one_has_foreseen_ends_one_method_alone(
-    settings: Callable[..., CompareSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Callable[..., CompareSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: type, call: str
 ) -> None:
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("the accelerator is full")
 
-    monkeypatch.setattr(Averaging, "step", full)
+    monkeypatch.setattr(part, call, full)
     record = measured(settings(), tmp_path)
     (failed,) = record["failed"]
     assert failed == {"method": "averaging", "task": "words", "seed": None, "error": failed["error"]}
