@@ -65,6 +65,8 @@ MUTANTS = (
            "strict=True)) > MAJORITY", "strict=True)) >= MAJORITY", "methods/safe"),
     Mutant("SAFE: one verifier that agrees is a consensus", "methods/safe/verification.py",
            "if all(agree):", "if any(agree):", "methods/safe"),
+    Mutant("tokenizers: a character that one does not write is left out", "models/vocabulary/segmenter.py",
+           "ids += found[:kept] + self._by_bytes(lost.encode())", "ids += found[:kept]", "models/vocabulary"),
     Mutant("RoMA: weights of neighbours do not sum to 1", "ops/manifold.py",
            "return similarity / total.where(total > 0, 1.0)", "return similarity", "ops moe"),
     Mutant("Holm: every p-value gets the factor of the last", "evaluation/statistics.py",
