@@ -156,6 +156,7 @@ class OptimiserSettings(Settings):
     logging_steps: int = Field(10, ge=1)
 
     def arguments(self) -> dict[str, Any]:
+        """The same for transformers' ``TrainingArguments``."""
         return {
             "learning_rate": self.learning_rate,
             "num_train_epochs": self.epochs,
@@ -177,7 +178,7 @@ class ResumableSettings(OptimiserSettings):
     gradient_checkpointing: bool = False
 
     def arguments(self) -> dict[str, Any]:
-        """As transformers calls them; activations are the caller's matter, who knows the model."""
+        """The same for ``TrainingArguments``; gradient checkpointing is left to the caller, who knows the model."""
         # with AdamW's moments a checkpoint is three times the weights that are trained
         return {**super().arguments(), "save_steps": self.save_steps, "save_total_limit": 1}
 
