@@ -1,7 +1,7 @@
 """Measurements of what is answered, not of how fast: their commands in order, and whether they come to the same again.
 
-Everything in them is seeded, so on a machine of the same kind and with the same versions all figures but times come
-again as they were committed; another processor may round a tie between two tokens otherwise.
+Everything in them is seeded. Another processor adds sums in another order, which training multiplies: there, figures of
+what was trained come again within their intervals, those of everything else as they were (docs/lab_log.md).
 """
 
 import json

@@ -75,9 +75,14 @@ def test_the_same_setting_of_two_files_has_one_default() -> None:
     assert set(Decoding.model_fields) <= set(GenerationSettings.model_fields)
 
 
+# What they write is never replaced: replies that were paid for, and a build that goes on where it stopped.
+ONLY_ADDED_TO = {"fusionroute judge", "fusionroute zoo build"}
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_results_are_named_by_output_and_replaced_by_overwrite(name: str) -> None:
     arguments = [each.name for each in COMMANDS[name].params if not each.opts[0].startswith("-")]
     assert "output" not in arguments, "a result is named by --output"
     flags = surface.options(COMMANDS[name])
     assert not {"--force", "--fresh", "--out", "-o"} & flags.keys()
+    assert ("--overwrite" in flags) == ("--output" in flags and name not in ONLY_ADDED_TO)

@@ -66,10 +66,10 @@ class RoutingSettings(Settings):
 
 
 class StageSettings(ResumableSettings):
-    """How one stage is optimised. The paper gives learning rate and epochs."""
+    """How one stage is optimised. The paper gives learning rate and epochs. A preference pair is one of a batch."""
 
     learning_rate: float = Field(1e-5, gt=0)
-    group_by_length: bool = False  # batches of like length, in random order: less padding; a preference pair is one
+    group_by_length: bool = False  # batches of like length, in random order: less padding
     bf16: bool = False  # bfloat16 arithmetic over the weights as they are
 
 
